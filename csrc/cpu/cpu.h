@@ -1,0 +1,64 @@
+/*
+** cpu.h - what the files of the CPU device share: its state, and the dot products that everything is made of.
+**
+** The order of a sum. A dot product of length K keeps fm_simd.lanes partial sums; lane l takes the elements
+** k = l, l + lanes, ... in increasing k, each by one fused multiply-add of the weight converted to f32 (f8: times
+** its block's scale, rounded once). A ragged end is padded with zeros. Then lanes are folded in halves:
+** s[l] += s[l + lanes/2], and so on. Matrix-vector and matrix-matrix forms do exactly this.
+*/
+#ifndef FM_CPU_CPU_H
+#define FM_CPU_CPU_H
+
+#include "base/pool.h"
+#include "op/backend.h"
+
+typedef struct fm_cpu {
+  fm_device device;          /* first */
+  fm_pool *pool;
+  const struct fm_simd *simd;
+  float **scratch;           /* one buffer a worker: converted weight panels */
+} fm_cpu;
+
+/* The loops that gain from wide registers, once for each instruction set. */
+typedef struct fm_simd {
+  const char *name;          /* "avx512", "avx2", "plain" */
+  int lanes;
+  /* out[i*ldo + r] = dot(x + i*ldx, w + r*ldw, k) for i < n, r < rows; f32 throughout */
+  void (*gemm)(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,
+               const float *w, int64_t ldw, int64_t rows, int64_t k);
+  /* out[i*ldo + r] = dot(x[i], row r0 + r of w) for r < rows, straight from the stored form, few n (1..8) */
+  void (*gemv)(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,
+               const fm_mat *w, int64_t r0, int64_t rows);
+  /* rows r0 .. r0+rows-1, columns c0 .. c0+cols-1 of w to f32, ld apart; f8 with its scales */
+  void (*convert)(float *out, int64_t ld, const fm_mat *w, int64_t r0, int64_t rows, int64_t c0, int64_t cols);
+  /* out[0..k) += a * row, one fused multiply-add an element */
+  void (*axpy)(float *out, float a, const float *row, int64_t k);
+  /* out[j] = exp(x[j] - m) for j < n, the same whatever j and n; relative error below 2e-7 */
+  void (*exp_sub)(float *out, const float *x, float m, int64_t n);
+} fm_simd;
+
+extern const fm_simd fm_simd_plain;
+const fm_simd *fm_simd_choose(void);     /* the widest this machine runs; FATHOM_SIMD=plain|avx2|avx512 narrows it */
+
+/* Products on the pool; the body of the table's matmul, also used by experts and attention (no pool: worker's own). */
+fm_status fm_cpu_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm);
+
+fm_status fm_cpu_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, int64_t ldx, const float *w,
+                          int64_t n, int64_t dim, float eps);
+fm_status fm_cpu_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld,
+                          int64_t n, int64_t dim);
+fm_status fm_cpu_add(fm_ctx *c, float *x, const float *y, int64_t len);
+fm_status fm_cpu_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t *id, int64_t n);
+fm_status fm_cpu_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
+                      const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved);
+fm_status fm_cpu_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
+                             const float *x, int64_t ldx);
+fm_status fm_cpu_mla_prompt(fm_ctx *c, const fm_attn *a);
+fm_status fm_cpu_mla_decode(fm_ctx *c, const fm_attn *a);
+fm_status fm_cpu_gqa(fm_ctx *c, const fm_attn *a);
+fm_status fm_cpu_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
+                       const fm_route *r, int64_t n);
+fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
+                         const fm_experts *e, int64_t n);
+
+#endif

@@ -1,0 +1,210 @@
+/*
+** fathom.h - the public C interface of fathom, an embeddable engine for the DeepSeek family.
+** Opaque handles, option structs with a _default(), status codes. Nothing here knows Lua.
+**
+** Ownership: _new/_open/_load pair with _free/_close; NULL is allowed in every _free and _close.
+** `out` is set only on success. A model must outlive nothing: sessions and tasks keep it alive.
+** Threads: one model and everything that hangs on it belong to one thread at a time.
+** Errors: FM_OK is 0; anything else fills *err (err may be NULL).
+*/
+#ifndef FATHOM_H
+#define FATHOM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#define FM_API __attribute__((visibility("default")))
+#else
+#define FM_API
+#endif
+
+#define FM_VERSION "0.1.0"
+
+/* ---- status ---------------------------------------------------------------------------- */
+
+typedef enum fm_status {
+  FM_OK = 0,
+  FM_EIO,            /* a file or the system refused */
+  FM_EFORMAT,        /* a file says something impossible */
+  FM_EUNSUPPORTED,   /* well-formed, but not something fathom does */
+  FM_EMEMORY,        /* no memory */
+  FM_EDEVICE,        /* a device is missing or failed */
+  FM_EOVERFLOW,      /* more tokens than the context holds */
+  FM_ECANCELLED,     /* the caller stopped it */
+  FM_ENETWORK,
+  FM_ELIMIT,         /* a configured limit was reached */
+  FM_EINVAL          /* the call itself was wrong */
+} fm_status;
+
+typedef struct fm_error {
+  fm_status code;
+  char message[512];   /* one sentence, no final newline */
+  char hint[256];      /* what to try, or "" */
+} fm_error;
+
+FM_API const char *fm_version(void);
+FM_API const char *fm_status_name(fm_status s);   /* "io", "format", ... "invalid"; "ok" for FM_OK */
+
+/* ---- hooks of the host ------------------------------------------------------------------ */
+
+/* realloc-like: size 0 frees and returns NULL; returns NULL when out of memory. */
+typedef void *(*fm_alloc_fn)(void *user, void *ptr, size_t size);
+/* Sets the allocator of the whole library. Call before anything else; NULL restores the C library's. */
+FM_API void fm_set_allocator(fm_alloc_fn fn, void *user);
+
+typedef void (*fm_log_fn)(void *user, int level, const char *line);
+FM_API void fm_set_log(fm_log_fn fn, void *user);  /* silent by default */
+
+/* ---- model ------------------------------------------------------------------------------ */
+
+typedef struct fm_model fm_model;
+typedef struct fm_loader fm_loader;
+
+typedef struct fm_load_options {
+  const char *device;       /* "auto", "cpu" (NULL: auto) */
+  const char *dtype;        /* arithmetic: "auto", "f32" */
+  const char *cache_dtype;  /* "auto", "f32", "bf16" */
+  int64_t ctx;              /* tokens per sequence; 0: min(max_position_embeddings, 4096) */
+  int64_t seqs;             /* sequences at once; 0: 4 */
+  int threads;              /* 0: one per core; 1: no threads are made */
+  int mtp;                  /* drafts per step; -1: 1 where the checkpoint has the layer, 0: none */
+  bool verify;              /* read every weight once and refuse NaN */
+} fm_load_options;
+
+typedef struct fm_plan {
+  int64_t parameters;                /* stored elements, scales not counted */
+  int64_t weights, cache, scratch;   /* bytes */
+  int64_t ctx, seqs, max_ctx;
+  int64_t memory;                    /* bytes the device has (all, not free) */
+} fm_plan;
+
+FM_API fm_load_options fm_load_options_default(void);
+/* Reads headers only. */
+FM_API fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, fm_error *err);
+
+/* Loading in steps: open, step until done == total, finish; or close at any time to cancel.
+   Done and total are bytes. */
+FM_API fm_status fm_loader_open(fm_loader **out, const char *dir, const fm_load_options *o, fm_error *err);
+FM_API fm_status fm_loader_step(fm_loader *l, int64_t *done, int64_t *total, fm_error *err);
+FM_API fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err);  /* l stays to be closed */
+FM_API void      fm_loader_close(fm_loader *l);
+
+FM_API fm_status fm_load(fm_model **out, const char *dir, const fm_load_options *o, fm_error *err);
+FM_API void      fm_model_close(fm_model *m);      /* drops the caller's count */
+
+/* Advances every task of the model for at most `ms` milliseconds (at least one slice of work;
+   ms <= 0: one step). *busy: whether work is left. */
+FM_API fm_status fm_model_step(fm_model *m, double ms, bool *busy, fm_error *err);
+
+FM_API int64_t fm_model_vocab_size(const fm_model *m);
+FM_API int64_t fm_model_ctx(const fm_model *m);
+FM_API bool    fm_model_has_tokenizer(const fm_model *m);
+
+/* Text to ids: *ids is malloc'd by the library, free with fm_release. special: words of control
+   tokens in the text become those tokens. No BOS is added. */
+FM_API fm_status fm_model_encode(const fm_model *m, const char *text, size_t len, bool special,
+                                 int32_t **ids, int64_t *n, fm_error *err);
+FM_API fm_status fm_model_decode(const fm_model *m, const int32_t *ids, int64_t n,
+                                 char **text, size_t *len, fm_error *err);
+FM_API void fm_release(void *p);
+
+/* Straight computation over ids (all in the role of a prompt). *out is freed with fm_release.
+   logits: (n, vocab_size), last: (1, vocab_size); mtp: (n - 1, vocab_size), row t predicts token t + 2.
+   hidden: (num_hidden_layers + 1, n, hidden_size): embeddings, each layer's output, the last final-normed.
+   FM_EOVERFLOW when n > ctx, FM_EINVAL for n = 0 or an id out of range. */
+FM_API fm_status fm_model_logits(fm_model *m, const int32_t *ids, int64_t n, bool last, bool mtp,
+                                 float **out, int64_t shape[2], fm_error *err);
+FM_API fm_status fm_model_hidden(fm_model *m, const int32_t *ids, int64_t n,
+                                 float **out, int64_t shape[3], fm_error *err);
+/* logprob[i] of ids[from + i] given what stands before it, i < n - from; from >= 1. */
+FM_API fm_status fm_model_score(fm_model *m, const int32_t *ids, int64_t n, int64_t from,
+                                float *logprob, fm_error *err);
+
+typedef struct fm_stats {
+  const char *device, *simd;
+  int threads;
+  int64_t prompt_tokens, generated_tokens, steps, drafted, accepted;
+  int64_t pages, pages_used, page_tokens;
+  int64_t weight_bytes, cache_bytes, scratch_bytes;
+  double overshoot_ms, max_overshoot_ms;   /* of fm_model_step over its ms: last, worst */
+} fm_stats;
+FM_API fm_stats fm_model_stats(const fm_model *m);
+
+/* ---- session: one growing sequence ------------------------------------------------------- */
+
+typedef struct fm_session fm_session;
+
+FM_API fm_status fm_session_new (fm_session **out, fm_model *m, fm_error *err);
+FM_API fm_status fm_session_fork(fm_session **out, fm_session *s, fm_error *err);  /* shares pages */
+FM_API void      fm_session_free(fm_session *s);
+FM_API int64_t   fm_session_len (const fm_session *s);                  /* ids held */
+FM_API const int32_t *fm_session_ids(const fm_session *s);
+/* Roles, ids and `note` (any bytes, e.g. a transcript) with the model's digest and a checksum; the file
+   appears whole or not at all. Restoring recomputes by role. */
+FM_API fm_status fm_session_save   (const fm_session *s, const char *path, const void *note, size_t n_note, fm_error *err);
+FM_API fm_status fm_session_restore(fm_session **out, fm_model *m, const char *path,
+                                    char **note, size_t *n_note, fm_error *err);
+
+/* ---- task: one generation ---------------------------------------------------------------- */
+
+typedef struct fm_task fm_task;
+
+typedef struct fm_logit_bias { int32_t id; float bias; } fm_logit_bias;
+
+typedef struct fm_generate_options {
+  int64_t max_tokens;        /* -1: until the context is full */
+  float temperature;         /* 0: greedy */
+  int32_t top_k;             /* 0: off */
+  float top_p;               /* 1: off */
+  float min_p;               /* 0: off */
+  float repeat_penalty;      /* 1: off */
+  float presence_penalty, frequency_penalty;
+  const fm_logit_bias *logit_bias; int32_t n_logit_bias;
+  uint64_t seed;
+  uint32_t sample;           /* which of n samples: part of the noise's key */
+  const char *const *stop; int32_t n_stop;       /* strings, not part of the text */
+  const int32_t *stop_ids; int32_t n_stop_ids;   /* beside the model's own */
+  int32_t logprobs;          /* -1: none; k: the chosen one's and the k best */
+  int mtp;                   /* -1: as loaded; 0: no drafts; k: drafts a step */
+  bool ignore_eos;
+} fm_generate_options;
+
+typedef enum fm_finish { FM_RUNNING = 0, FM_STOP, FM_LENGTH, FM_CANCELLED, FM_FAILED } fm_finish;
+
+typedef struct fm_top_logprob { int32_t id; float logprob; } fm_top_logprob;
+
+typedef struct fm_token {     /* one sampled token; pointers live until the next call on the task */
+  int32_t id;
+  float logprob;              /* of the raw distribution; NaN unless asked for */
+  float logprob_filtered;     /* of the one drawn from, after temperature and filters */
+  const fm_top_logprob *top; int32_t n_top;
+  const char *text; size_t len;   /* bytes that became final with this token, maybe none */
+  bool last;
+} fm_token;
+
+typedef struct fm_usage {
+  int64_t prompt, cached, completion, drafted, accepted;
+  double prefill_ms, decode_ms;
+} fm_usage;
+
+FM_API fm_generate_options fm_generate_options_default(void);
+/* Makes the session's ids equal to ids[0..n), keeping what is common from the start, then generates.
+   One running task a session. Strings and arrays of `o` are copied. */
+FM_API fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t n,
+                             const fm_generate_options *o, fm_error *err);
+FM_API bool      fm_task_next(fm_task *t, fm_token *out);  /* false: nothing new; step the model */
+FM_API fm_finish fm_task_finish(const fm_task *t, fm_error *err); /* FM_FAILED fills err */
+FM_API fm_usage  fm_task_usage(const fm_task *t);
+FM_API void      fm_task_cancel(fm_task *t);      /* takes effect within one slice */
+FM_API void      fm_task_free(fm_task *t);        /* cancels when still running */
+
+#ifdef __cplusplus
+}
+#endif
+#endif

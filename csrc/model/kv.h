@@ -1,0 +1,44 @@
+/*
+** kv.h - paged key/value cache.
+** A page holds FM_PAGE tokens of every layer, MTP layer included. Sequences with a common prefix share pages,
+** which are counted; a shared page is copied before it is written. Owner: fm_kv owns the pages; a fm_kv_seq borrows them and gives
+** them back in fm_kv_drop.
+*/
+#ifndef FM_MODEL_KV_H
+#define FM_MODEL_KV_H
+
+#include "io/config.h"
+#include "op/op.h"
+
+typedef struct fm_kv {
+  fm_ctx *c;
+  char *data;
+  int64_t n_pages, n_free, width, layer_size, page_size;   /* sizes in bytes */
+  int64_t n_layers;
+  fm_dtype dtype;
+  int32_t *refs, *free_list;
+} fm_kv;
+
+typedef struct fm_kv_seq {
+  int32_t *pages;
+  int64_t n_pages, cap;
+  int64_t len;                  /* tokens of the main layers that are there */
+  int64_t mtp_first, mtp_len;   /* indices [mtp_first, mtp_len) of the MTP layer are there */
+} fm_kv_seq;
+
+/* Bytes of a page, and of a token, for this config. */
+int64_t   fm_kv_page_size(const fm_config *cfg, fm_dtype dtype, bool mtp);
+fm_status fm_kv_new (fm_kv **out, fm_ctx *c, const fm_config *cfg, fm_dtype dtype, bool mtp, int64_t n_pages,
+                     fm_error *err);
+void      fm_kv_free(fm_kv *kv);
+fm_cache  fm_kv_layer(const fm_kv *kv, int64_t layer);
+
+/* Makes indices [from, to) writable: takes pages, copies shared ones. FM_ELIMIT when pages run out (nothing is lost). */
+fm_status fm_kv_reserve(fm_kv *kv, fm_kv_seq *s, int64_t from, int64_t to, fm_error *err);
+/* Forgets what stands at len and after, and gives whole pages back. */
+void      fm_kv_truncate(fm_kv *kv, fm_kv_seq *s, int64_t len);
+/* dst, empty before, shares everything src holds. */
+fm_status fm_kv_fork(fm_kv *kv, fm_kv_seq *dst, const fm_kv_seq *src, fm_error *err);
+void      fm_kv_drop(fm_kv *kv, fm_kv_seq *s);
+
+#endif

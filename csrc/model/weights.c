@@ -1,0 +1,268 @@
+/*
+** weights.c - checkpoint names -> slots.
+*/
+#include "model/weights.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+/* What a slot's filling carries around. */
+typedef struct fill {
+  fm_weights *w;
+  const fm_config *cfg;
+  int64_t layer;
+  bool verify;
+  int64_t bytes;
+  fm_error *err;
+} fill;
+
+static void tensor_name(const fill *f, char *buf, size_t size, const char *name) {
+  if (f->layer >= 0) snprintf(buf, size, "model.layers.%lld.%s", (long long)f->layer, name);
+  else snprintf(buf, size, "%s", name);
+}
+
+static fm_status find(fill *f, const char *full, int ndim, const int64_t *shape, const fm_entry **out) {
+  const fm_entry *e = fm_store_find(f->w->store, full);
+  char got[96], want[96];
+  if (!e) return fm_fail(f->err, FM_EFORMAT, "the checkpoint has no tensor %s", full);
+  if (e->t.ndim != ndim || memcmp(e->t.shape, shape, (size_t)ndim * sizeof *shape) != 0)
+    return fm_fail(f->err, FM_EFORMAT, "%s: shape %s, expected %s", full,
+                   fm_shape_string(got, sizeof got, e->t.ndim, e->t.shape),
+                   fm_shape_string(want, sizeof want, ndim, shape));
+  f->bytes += fm_tensor_len(&e->t) * fm_dtype_size(e->t.dtype);
+  *out = e;
+  return FM_OK;
+}
+
+static fm_status check_finite(fill *f, const char *full, const void *data, fm_dtype t, int64_t n) {
+  float buf[1024];
+  int64_t size = fm_dtype_size(t);
+  for (int64_t i = 0; i < n; i += 1024) {
+    int64_t len = n - i < 1024 ? n - i : 1024;
+    fm_to_f32(buf, (const char *)data + i * size, t, len);
+    for (int64_t j = 0; j < len; j++)
+      if (!isfinite(buf[j]))
+        return fm_fail(f->err, FM_EFORMAT, "%s: element %lld is %s", full, (long long)(i + j),
+                       isnan(buf[j]) ? "NaN" : "infinite");
+  }
+  return FM_OK;
+}
+
+/* A vector as f32, owned, all finite. */
+static fm_status vector(fill *f, const float **out, const char *name, int64_t len) {
+  char full[192];
+  tensor_name(f, full, sizeof full, name);
+  const fm_entry *e;
+  TRY(find(f, full, 1, &len, &e));
+  if (e->t.dtype != FM_F32 && e->t.dtype != FM_BF16 && e->t.dtype != FM_F16)
+    return fm_fail(f->err, FM_EFORMAT, "%s: dtype %s, expected F32, BF16 or F16", full,
+                   fm_dtype_name(e->t.dtype));
+  TRY(fm_grow(&f->w->owned.p, &f->w->owned.cap, f->w->owned.n + 1, sizeof(void *), f->err));
+  float *v = fm_array(len, sizeof *v);
+  if (!v) return fm_no_memory(f->err, len * (int64_t)sizeof *v);
+  f->w->owned.p[f->w->owned.n++] = v;
+  fm_to_f32(v, e->t.data, e->t.dtype, len);
+  *out = v;
+  return check_finite(f, full, v, FM_F32, len);
+}
+
+/* Scales of an f8 tensor: (leading, ceil(rows/128), ceil(cols/128)) f32. */
+static fm_status scales(fill *f, const char *weight, int64_t lead, int64_t rows, int64_t cols,
+                        const float **out) {
+  char full[208];
+  snprintf(full, sizeof full, "%s_scale_inv", weight);
+  int64_t shape[3] = { lead, (rows + 127) / 128, (cols + 127) / 128 };
+  const fm_entry *e;
+  TRY(find(f, full, lead ? 3 : 2, lead ? shape : shape + 1, &e));
+  if (e->t.dtype != FM_F32)
+    return fm_fail(f->err, FM_EFORMAT, "%s: dtype %s, expected F32", full, fm_dtype_name(e->t.dtype));
+  TRY(check_finite(f, full, e->t.data, FM_F32, fm_tensor_len(&e->t)));
+  *out = e->t.data;
+  return FM_OK;
+}
+
+static fm_status weight_dtype(fill *f, const char *full, const fm_tensor *t) {
+  switch (t->dtype) {
+    case FM_F32: case FM_BF16: case FM_F16: case FM_F8_E4M3: break;
+    default:
+      return fm_fail(f->err, FM_EFORMAT, "%s: dtype %s, expected F32, BF16, F16 or F8_E4M3", full,
+                     fm_dtype_name(t->dtype));
+  }
+  return f->verify ? check_finite(f, full, t->data, t->dtype, fm_tensor_len(t)) : FM_OK;
+}
+
+static fm_status matrix(fill *f, fm_mat *out, const char *name, int64_t rows, int64_t cols) {
+  char full[192];
+  tensor_name(f, full, sizeof full, name);
+  const fm_entry *e;
+  int64_t shape[2] = { rows, cols };
+  TRY(find(f, full, 2, shape, &e));
+  TRY(weight_dtype(f, full, &e->t));
+  *out = (fm_mat){ .data = e->t.data, .dtype = e->t.dtype, .rows = rows, .cols = cols };
+  return e->t.dtype == FM_F8_E4M3 ? scales(f, full, 0, rows, cols, &out->scale) : FM_OK;
+}
+
+/* One of the packed expert tensors (E, rows, cols), cut into `parts` matrices an expert, one below the other. */
+static fm_status packed(fill *f, fm_mat **out, int parts, const char *name, int64_t rows, int64_t cols) {
+  char full[192];
+  tensor_name(f, full, sizeof full, name);
+  const fm_entry *e;
+  int64_t n = f->cfg->n_routed_experts, shape[3] = { n, rows, cols }, part = rows / parts;
+  TRY(find(f, full, 3, shape, &e));
+  TRY(weight_dtype(f, full, &e->t));
+  const float *scale = NULL;
+  if (e->t.dtype == FM_F8_E4M3) {
+    if (part % 128)
+      return fm_fail(f->err, FM_EUNSUPPORTED, "%s: f8 experts packed off the 128-row blocks", full);
+    TRY(scales(f, full, n, rows, cols, &scale));
+  }
+  int64_t size = fm_dtype_size(e->t.dtype), block_cols = (cols + 127) / 128;
+  for (int64_t i = 0; i < n * parts; i++)
+    out[i % parts][i / parts] = (fm_mat){
+      .data = (const char *)e->t.data + i * part * cols * size,
+      .scale = scale ? scale + (i / parts) * ((rows + 127) / 128) * block_cols
+                             + (i % parts) * (part / 128) * block_cols : NULL,
+      .dtype = e->t.dtype, .rows = part, .cols = cols };
+  return FM_OK;
+}
+
+static fm_status experts(fill *f, fm_layer *l) {
+  int64_t n = f->cfg->n_routed_experts, d = f->cfg->hidden_size, m = f->cfg->moe_intermediate_size;
+  char name[96];
+  TRY(fm_grow(&f->w->owned.p, &f->w->owned.cap, f->w->owned.n + 1, sizeof(void *), f->err));
+  fm_mat *all = fm_array(3 * n, sizeof *all);
+  if (!all) return fm_no_memory(f->err, 3 * n * (int64_t)sizeof *all);
+  f->w->owned.p[f->w->owned.n++] = all;
+  l->gate = all;
+  l->up = all + n;
+  l->down = all + 2 * n;
+  tensor_name(f, name, sizeof name, "mlp.experts.gate_up_proj");
+  if (fm_store_find(f->w->store, name)) {
+    TRY(packed(f, (fm_mat *[]){ l->gate, l->up }, 2, "mlp.experts.gate_up_proj", 2 * m, d));
+    return packed(f, &l->down, 1, "mlp.experts.down_proj", d, m);
+  }
+  for (int64_t i = 0; i < n; i++) {
+    snprintf(name, sizeof name, "mlp.experts.%lld.gate_proj.weight", (long long)i);
+    TRY(matrix(f, &l->gate[i], name, m, d));
+    snprintf(name, sizeof name, "mlp.experts.%lld.up_proj.weight", (long long)i);
+    TRY(matrix(f, &l->up[i], name, m, d));
+    snprintf(name, sizeof name, "mlp.experts.%lld.down_proj.weight", (long long)i);
+    TRY(matrix(f, &l->down[i], name, d, m));
+  }
+  return FM_OK;
+}
+
+static fm_status attention_mla(fill *f, fm_layer *l) {
+  const fm_config *g = f->cfg;
+  int64_t heads = g->num_attention_heads, qk = g->qk_nope_head_dim + g->qk_rope_head_dim;
+  if (g->q_lora_rank) {
+    TRY(matrix(f, &l->q_a, "self_attn.q_a_proj.weight", g->q_lora_rank, g->hidden_size));
+    TRY(vector(f, &l->q_a_norm, "self_attn.q_a_layernorm.weight", g->q_lora_rank));
+    TRY(matrix(f, &l->q_b, "self_attn.q_b_proj.weight", heads * qk, g->q_lora_rank));
+  } else {
+    TRY(matrix(f, &l->q, "self_attn.q_proj.weight", heads * qk, g->hidden_size));
+  }
+  TRY(matrix(f, &l->kv_a, "self_attn.kv_a_proj_with_mqa.weight",
+             g->kv_lora_rank + g->qk_rope_head_dim, g->hidden_size));
+  TRY(vector(f, &l->kv_a_norm, "self_attn.kv_a_layernorm.weight", g->kv_lora_rank));
+  TRY(matrix(f, &l->kv_b, "self_attn.kv_b_proj.weight",
+             heads * (g->qk_nope_head_dim + g->v_head_dim), g->kv_lora_rank));
+  return matrix(f, &l->o, "self_attn.o_proj.weight", g->hidden_size, heads * g->v_head_dim);
+}
+
+static fm_status attention_gqa(fill *f, fm_layer *l) {
+  const fm_config *g = f->cfg;
+  int64_t q = g->num_attention_heads * g->head_dim, kv = g->num_key_value_heads * g->head_dim;
+  TRY(matrix(f, &l->q, "self_attn.q_proj.weight", q, g->hidden_size));
+  TRY(matrix(f, &l->k, "self_attn.k_proj.weight", kv, g->hidden_size));
+  TRY(matrix(f, &l->v, "self_attn.v_proj.weight", kv, g->hidden_size));
+  TRY(vector(f, &l->q_bias, "self_attn.q_proj.bias", q));
+  TRY(vector(f, &l->k_bias, "self_attn.k_proj.bias", kv));
+  TRY(vector(f, &l->v_bias, "self_attn.v_proj.bias", kv));
+  return matrix(f, &l->o, "self_attn.o_proj.weight", g->hidden_size, q);
+}
+
+static fm_status mlp(fill *f, fm_mlp_weights *m, const char *prefix, int64_t width) {
+  char name[96];
+  int64_t d = f->cfg->hidden_size;
+  snprintf(name, sizeof name, "%sgate_proj.weight", prefix);
+  TRY(matrix(f, &m->gate, name, width, d));
+  snprintf(name, sizeof name, "%sup_proj.weight", prefix);
+  TRY(matrix(f, &m->up, name, width, d));
+  snprintf(name, sizeof name, "%sdown_proj.weight", prefix);
+  return matrix(f, &m->down, name, d, width);
+}
+
+static fm_status feed_forward(fill *f, fm_layer *l) {
+  const fm_config *g = f->cfg;
+  l->moe = fm_config_layer_is_moe(g, f->layer);
+  if (!l->moe) return mlp(f, &l->mlp, "mlp.", g->intermediate_size);
+  TRY(matrix(f, &l->router, "mlp.gate.weight", g->n_routed_experts, g->hidden_size));
+  if (g->topk_method == FM_NOAUX_TC)
+    TRY(vector(f, &l->router_bias, "mlp.gate.e_score_correction_bias", g->n_routed_experts));
+  TRY(experts(f, l));
+  if (!g->n_shared_experts) return FM_OK;
+  return mlp(f, &l->mlp, "mlp.shared_experts.", g->n_shared_experts * g->moe_intermediate_size);
+}
+
+static fm_status layer(fill *f, fm_layer *l) {
+  int64_t d = f->cfg->hidden_size;
+  TRY(vector(f, &l->input_norm, "input_layernorm.weight", d));
+  TRY(vector(f, &l->post_norm, "post_attention_layernorm.weight", d));
+  TRY(f->cfg->family == FM_QWEN2 ? attention_gqa(f, l) : attention_mla(f, l));
+  TRY(feed_forward(f, l));
+  if (f->layer < f->cfg->num_hidden_layers) return FM_OK;
+  TRY(vector(f, &f->w->mtp.enorm, "enorm.weight", d));
+  TRY(vector(f, &f->w->mtp.hnorm, "hnorm.weight", d));
+  TRY(vector(f, &f->w->mtp.norm, "shared_head.norm.weight", d));
+  return matrix(f, &f->w->mtp.eh_proj, "eh_proj.weight", d, 2 * d);
+}
+
+static fm_status ends(fill *f) {
+  const fm_config *g = f->cfg;
+  f->layer = -1;
+  TRY(matrix(f, &f->w->embed, "model.embed_tokens.weight", g->vocab_size, g->hidden_size));
+  TRY(vector(f, &f->w->norm, "model.norm.weight", g->hidden_size));
+  if (g->tie_word_embeddings) {
+    f->w->head = f->w->embed;
+    return FM_OK;
+  }
+  return matrix(f, &f->w->head, "lm_head.weight", g->vocab_size, g->hidden_size);
+}
+
+fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, bool verify, int64_t *bytes,
+                          fm_error *err) {
+  fill f = { .w = w, .cfg = cfg, .layer = i, .verify = verify, .err = err };
+  fm_status status = i < w->n_layers ? layer(&f, &w->layer[i]) : ends(&f);
+  *bytes = f.bytes;
+  return status;
+}
+
+fm_status fm_weights_new(fm_weights **out, fm_store *store, const fm_config *cfg, bool mtp, fm_error *err) {
+  fm_weights *w = fm_zalloc(sizeof *w);
+  if (!w) {
+    fm_store_close(store);
+    return fm_no_memory(err, sizeof *w);
+  }
+  w->store = store;
+  w->has_mtp = mtp && cfg->num_nextn_predict_layers > 0;
+  w->n_layers = cfg->num_hidden_layers + w->has_mtp;
+  w->layer = fm_array(w->n_layers, sizeof *w->layer);
+  if (!w->layer) {
+    fm_weights_free(w);
+    return fm_no_memory(err, w->n_layers * (int64_t)sizeof *w->layer);
+  }
+  *out = w;
+  return FM_OK;
+}
+
+void fm_weights_free(fm_weights *w) {
+  if (!w) return;
+  for (int64_t i = 0; i < w->owned.n; i++) fm_free(w->owned.p[i]);
+  fm_free(w->owned.p);
+  fm_free(w->layer);
+  fm_store_close(w->store);
+  fm_free(w);
+}

@@ -1,0 +1,50 @@
+/*
+** weights.h - checkpoint names -> slots. Matrices stay in the mapped file in their stored dtype; norms and
+** biases, which are small, become f32. Owner: fm_weights owns the store and the f32 copies.
+*/
+#ifndef FM_MODEL_WEIGHTS_H
+#define FM_MODEL_WEIGHTS_H
+
+#include "io/config.h"
+#include "io/safetensors.h"
+#include "op/backend.h"
+
+typedef struct fm_mlp_weights { fm_mat gate, up, down; } fm_mlp_weights;
+
+typedef struct fm_layer {
+  const float *input_norm, *post_norm;
+  /* attention */
+  fm_mat q, q_a, q_b, kv_a, kv_b, o;             /* MLA: q or q_a, q_b */
+  fm_mat k, v;                                   /* qwen2, with q and o */
+  const float *q_bias, *k_bias, *v_bias;
+  const float *q_a_norm, *kv_a_norm;
+  /* feed-forward */
+  bool moe;
+  fm_mlp_weights mlp;                            /* dense, or the shared experts (gate.data NULL: none) */
+  fm_mat router;
+  const float *router_bias;                      /* noaux_tc, else NULL */
+  fm_mat *gate, *up, *down;                      /* (n_routed_experts) each */
+} fm_layer;
+
+typedef struct fm_mtp_weights { const float *enorm, *hnorm, *norm; fm_mat eh_proj; } fm_mtp_weights;
+
+typedef struct fm_weights {
+  fm_store *store;
+  fm_mat embed, head;
+  const float *norm;
+  fm_layer *layer;                               /* num_hidden_layers, then the MTP layer when asked for */
+  int64_t n_layers;
+  bool has_mtp;
+  fm_mtp_weights mtp;
+  struct { void **p; int64_t n, cap; } owned;
+} fm_weights;
+
+/* Takes over store (also when it fails). Nothing but the header is read until _layer. */
+fm_status fm_weights_new (fm_weights **out, fm_store *store, const fm_config *cfg, bool mtp, fm_error *err);
+/* Fills slot i of 0 .. n_layers: the layers, then embedding, head and final norm. Checks names, shapes, dtypes; scales and biases for
+   finite values; with verify every weight for NaN. *bytes: of the tensors it took. */
+fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, bool verify, int64_t *bytes,
+                          fm_error *err);
+void      fm_weights_free(fm_weights *w);
+
+#endif

@@ -1,0 +1,36 @@
+/*
+** op.h - the front door to a device: shapes and dtypes are checked here, then the device is called.
+** Contracts are backend.h's. A check that fails is FM_EINVAL with the shape in c->err.
+*/
+#ifndef FM_OP_OP_H
+#define FM_OP_OP_H
+
+#include "op/backend.h"
+
+/* "cpu" or "auto". Opens the device and an empty context on it; FM_EDEVICE says why not. */
+fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err);
+void      fm_ctx_close(fm_ctx *c);
+/* Scratch of n floats (or ints) from c->arena; FM_EMEMORY in c->err. */
+fm_status fm_scratch(fm_ctx *c, float **out, int64_t rows, int64_t cols);
+fm_status fm_scratch_int(fm_ctx *c, int32_t **out, int64_t n);
+
+fm_status fm_op_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t *id, int64_t n);
+fm_status fm_op_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, int64_t ldx, const float *w,
+                         int64_t n, int64_t dim, float eps);
+fm_status fm_op_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm);
+fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
+                     const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved);
+fm_status fm_op_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld,
+                         int64_t n, int64_t dim);
+fm_status fm_op_add(fm_ctx *c, float *x, const float *y, int64_t len);
+fm_status fm_op_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
+                            const float *x, int64_t ldx);
+fm_status fm_op_mla_prompt(fm_ctx *c, const fm_attn *a);
+fm_status fm_op_mla_decode(fm_ctx *c, const fm_attn *a);
+fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a);
+fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
+                      const fm_route *r, int64_t n);
+fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
+                        const fm_experts *e, int64_t n);
+
+#endif

@@ -1,0 +1,154 @@
+/*
+** compute.c - logits, states and scores of given ids: every position in the role of a prompt, on a sequence of its own.
+*/
+#include <string.h>
+
+#include "run/engine.h"
+
+enum { ROWS = 128 };                     /* rows with logits in one pass: 129,280 columns make 64 MiB of them */
+
+/* What is to be gathered while the ids run through. */
+typedef struct gather {
+  fm_model *m;
+  const int32_t *ids;
+  int64_t n;
+  int64_t from;                          /* first row whose logits are wanted; n: none */
+  bool states, mtp;                      /* copy each layer's rows; MTP logits in place of the main ones */
+  float *logits, *hidden;                /* out */
+  float *logprob;                        /* out, for ids[from + 1 ..] */
+  float *last;                           /* (hidden_size) final-normed state of the row before the chunk */
+} gather;
+
+static void tap(const gather *g, const fm_pass *p, int64_t at, const float *rows, int64_t layer) {
+  int64_t d = g->m->cfg.hidden_size;
+  if (g->states)
+    memcpy(g->hidden + (layer * g->n + at) * d, rows, (size_t)(p->n * d) * sizeof *rows);
+}
+
+/* Uses rows of logits that belong to positions at .. */
+static void use_logits(const gather *g, const float *rows, int64_t at, int64_t n) {
+  int64_t v = g->m->cfg.vocab_size;
+  if (g->logits) memcpy(g->logits + (at - g->from) * v, rows, (size_t)(n * v) * sizeof *rows);
+  for (int64_t i = 0; g->logprob && i < n && at + i + 1 < g->n; i++)
+    g->logprob[at + i - g->from] = (float)(rows[i * v + g->ids[at + i + 1]] - fm_log_sum_exp(rows + i * v, v));
+}
+
+/* MTP rows that join states of positions a-1 .. b-2 with ids a .. b-1; logits row t (of state t) is slot t + 1. */
+static fm_status mtp_chunk(gather *g, fm_session *s, int64_t a, int64_t b, const float *hidden) {
+  fm_model *m = g->m;
+  int64_t d = m->cfg.hidden_size, first = a > 0 ? a : 1;
+  fm_pass p;
+  bool done = false;
+  if (first >= b) return FM_OK;
+  float *h;
+  TRY(fm_scratch(&m->c, &h, b - first, d));
+  if (a > 0) memcpy(h, g->last, (size_t)d * sizeof *h);
+  memcpy(h + (a > 0 ? d : 0), hidden, (size_t)((b - a - 1) * d) * sizeof *h);
+  if (s->kv.mtp_len != first) s->kv.mtp_first = first;
+  fm_seg seg = { .seq = &s->kv, .ids = g->ids + first, .h = h, .index = first, .n = b - first,
+                 .n_logits = b - first };
+  TRY(fm_pass_begin(&p, &m->net, &seg, 1, true));
+  fm_status status = FM_OK;
+  while (status == FM_OK && !done) status = fm_pass_layer(&p, &done);
+  if (status == FM_OK) use_logits(g, p.logits, first - 1, b - first);
+  fm_pass_end(&p);
+  s->kv.mtp_len = b;
+  return status;
+}
+
+static fm_status run_pass(gather *g, fm_session *s, fm_pass *p, int64_t a, int64_t b) {
+  int64_t d = g->m->cfg.hidden_size, layers = g->m->cfg.num_hidden_layers;
+  bool done = false;
+  tap(g, p, a, p->x, 0);
+  while (!done) {
+    TRY(fm_pass_layer(p, &done));
+    if (p->layer < layers) tap(g, p, a, p->x, p->layer);
+  }
+  tap(g, p, a, p->hidden, layers);
+  if (p->n_logits) use_logits(g, p->logits, b - p->n_logits, p->n_logits);
+  if (g->mtp) {
+    TRY(mtp_chunk(g, s, a, b, p->hidden));
+    memcpy(g->last, p->hidden + (b - a - 1) * d, (size_t)d * sizeof *g->last);
+  }
+  return FM_OK;
+}
+
+static fm_status run_chunk(gather *g, fm_session *s, int64_t a, int64_t b) {
+  fm_model *m = g->m;
+  fm_pass p;
+  int64_t from = g->mtp || g->from > b ? b : (g->from > a ? g->from : a);
+  fm_seg seg = { .seq = &s->kv, .ids = g->ids + a, .index = a, .n = b - a, .n_logits = b - from };
+  TRY(fm_session_reserve(s, a, b, &m->c.err));
+  TRY(fm_pass_begin(&p, &m->net, &seg, 1, false));
+  fm_status status = run_pass(g, s, &p, a, b);
+  fm_pass_end(&p);
+  s->kv.len = b;
+  return status;
+}
+
+static fm_status run(gather *g, fm_error *err) {
+  fm_model *m = g->m;
+  fm_session *s;
+  if (g->n < 1) return fm_fail(err, FM_EINVAL, "at least one id is needed");
+  if (g->n > m->ctx)
+    return fm_fail(err, FM_EOVERFLOW, "%lld tokens, the context holds %lld", (long long)g->n, (long long)m->ctx);
+  for (int64_t i = 0; i < g->n; i++)
+    if (g->ids[i] < 0 || g->ids[i] >= m->cfg.vocab_size)
+      return fm_fail(err, FM_EINVAL, "id %d at index %lld is outside the vocabulary of %lld", g->ids[i],
+                     (long long)i, (long long)m->cfg.vocab_size);
+  TRY(fm_session_new(&s, m, err));
+  g->last = s->h;
+  fm_status status = FM_OK;
+  for (int64_t a = 0; a < g->n && status == FM_OK; a += ROWS)
+    status = run_chunk(g, s, a, a + ROWS < g->n ? a + ROWS : g->n);
+  fm_session_free(s);
+  if (status != FM_OK && err) *err = m->c.err;
+  return status;
+}
+
+/* *out of rows x cols floats, given back when the computation fails. */
+static fm_status run_into(gather *g, float **slot, int64_t rows, int64_t cols, float **out, fm_error *err) {
+  float *p = fm_array(rows > 0 ? rows : 0, cols * (int64_t)sizeof *p);
+  if (!p) return fm_no_memory(err, rows * cols * (int64_t)sizeof *p);
+  *slot = p;
+  fm_status status = run(g, err);
+  if (status == FM_OK) *out = p;
+  else fm_free(p);
+  return status;
+}
+
+fm_status fm_model_logits(fm_model *m, const int32_t *ids, int64_t n, bool last, bool mtp, float **out,
+                          int64_t shape[2], fm_error *err) {
+  gather g = { .m = m, .ids = ids, .n = n, .from = last && !mtp ? n - 1 : 0, .mtp = mtp };
+  if (mtp && !m->drafts) return fm_fail(err, FM_EUNSUPPORTED, "the model was loaded without its MTP layer");
+  if (mtp && n < 2) return fm_fail(err, FM_EINVAL, "MTP logits need at least two ids");
+  int64_t rows = mtp ? n - 1 : n - g.from, v = m->cfg.vocab_size;
+  if (n > m->ctx) rows = 0;                        // run refuses it
+  TRY(run_into(&g, &g.logits, rows, v, out, err));
+  if (mtp && last) {
+    memmove(*out, *out + (rows - 1) * v, (size_t)v * sizeof **out);
+    rows = 1;
+  }
+  shape[0] = rows;
+  shape[1] = v;
+  return FM_OK;
+}
+
+fm_status fm_model_hidden(fm_model *m, const int32_t *ids, int64_t n, float **out, int64_t shape[3],
+                          fm_error *err) {
+  gather g = { .m = m, .ids = ids, .n = n, .from = n, .states = true };
+  int64_t layers = m->cfg.num_hidden_layers + 1;
+  TRY(run_into(&g, &g.hidden, n > m->ctx ? 0 : layers * n, m->cfg.hidden_size, out, err));
+  shape[0] = layers;
+  shape[1] = n;
+  shape[2] = m->cfg.hidden_size;
+  return FM_OK;
+}
+
+fm_status fm_model_score(fm_model *m, const int32_t *ids, int64_t n, int64_t from, float *logprob,
+                         fm_error *err) {
+  if (from < 1 || from > n)
+    return fm_fail(err, FM_EINVAL, "scoring begins behind at least one id, got from = %lld", (long long)from);
+  gather g = { .m = m, .ids = ids, .n = n, .from = from - 1, .logprob = logprob };
+  return run(&g, err);
+}

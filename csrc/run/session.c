@@ -1,0 +1,119 @@
+/*
+** session.c - one growing sequence: its ids and roles, and as much of its cache as is worth keeping.
+*/
+#include <string.h>
+
+#include "run/engine.h"
+
+static void link_in(fm_session *s) {
+  s->next = s->m->sessions;
+  if (s->next) s->next->prev = s;
+  s->m->sessions = s;
+}
+
+static void unlink_from(fm_session *s) {
+  if (s->prev) s->prev->next = s->next;
+  else s->m->sessions = s->next;
+  if (s->next) s->next->prev = s->prev;
+}
+
+fm_status fm_session_new(fm_session **out, fm_model *m, fm_error *err) {
+  fm_session *s = fm_zalloc(sizeof *s);
+  if (!s) return fm_no_memory(err, sizeof *s);
+  s->h = fm_array(m->cfg.hidden_size, sizeof *s->h);
+  if (!s->h) {
+    fm_free(s);
+    return fm_no_memory(err, m->cfg.hidden_size * (int64_t)sizeof(float));
+  }
+  s->m = m;
+  s->refs = 1;
+  fm_model_keep(m);
+  link_in(s);
+  *out = s;
+  return FM_OK;
+}
+
+fm_status fm_session_fork(fm_session **out, fm_session *s, fm_error *err) {
+  fm_session *f;
+  TRY(fm_session_new(&f, s->m, err));
+  fm_status status;
+  TRY_TO(fm_grow(&f->ids, &f->cap_ids, s->n, sizeof *f->ids, err));
+  TRY_TO(fm_grow(&f->roles, &f->cap_roles, s->n, sizeof *f->roles, err));
+  TRY_TO(fm_kv_fork(s->m->kv, &f->kv, &s->kv, err));
+  f->n = s->n;
+  if (s->n) {
+    memcpy(f->ids, s->ids, (size_t)s->n * sizeof *f->ids);
+    memcpy(f->roles, s->roles, (size_t)s->n);
+  }
+  memcpy(f->h, s->h, (size_t)s->m->cfg.hidden_size * sizeof *f->h);
+  f->h_valid = s->h_valid;
+  *out = f;
+  return FM_OK;
+done:
+  fm_session_free(f);
+  return status;
+}
+
+void fm_session_free(fm_session *s) {
+  if (!s || --s->refs > 0) return;
+  fm_model *m = s->m;
+  fm_sched_abandon(m, s);
+  unlink_from(s);
+  fm_kv_drop(m->kv, &s->kv);
+  fm_free(s->ids);
+  fm_free(s->roles);
+  fm_free(s->h);
+  fm_free(s);
+  fm_model_close(m);
+}
+
+int64_t fm_session_len(const fm_session *s) { return s->n; }
+const int32_t *fm_session_ids(const fm_session *s) { return s->ids; }
+
+fm_status fm_session_append(fm_session *s, const int32_t *ids, int64_t n, fm_role role, fm_error *err) {
+  TRY(fm_grow(&s->ids, &s->cap_ids, s->n + n, sizeof *s->ids, err));
+  TRY(fm_grow(&s->roles, &s->cap_roles, s->n + n, sizeof *s->roles, err));
+  if (n) memcpy(s->ids + s->n, ids, (size_t)n * sizeof *ids);
+  if (n) memset(s->roles + s->n, role, (size_t)n);
+  s->n += n;
+  return FM_OK;
+}
+
+void fm_session_cut(fm_session *s, int64_t n) {
+  bool inside = s->kv.len > n;
+  if (s->n > n) s->n = n;
+  fm_kv_truncate(s->m->kv, &s->kv, n);
+  // the state of the last row is known only where the cache ended: give one row up, to learn it again
+  if (inside) fm_session_back(s, n - 1);
+}
+
+void fm_session_back(fm_session *s, int64_t len) {
+  if (len < 0) len = 0;
+  if (len >= s->kv.len) return;
+  s->kv.len = len;
+  s->h_valid = false;
+}
+
+void fm_session_drop_cache(fm_session *s) {
+  fm_kv_truncate(s->m->kv, &s->kv, 0);
+  s->kv.mtp_first = s->kv.mtp_len = 0;
+  s->h_valid = false;
+}
+
+/* The session without a task that ran longest ago and holds pages. */
+static fm_session *idlest(fm_model *m, const fm_session *not_this) {
+  fm_session *best = NULL;
+  for (fm_session *s = m->sessions; s; s = s->next)
+    if (s != not_this && !s->task && s->kv.n_pages && (!best || s->used < best->used)) best = s;
+  return best;
+}
+
+fm_status fm_session_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err) {
+  s->used = ++s->m->clock;
+  for (;;) {
+    fm_status status = fm_kv_reserve(s->m->kv, &s->kv, from, to, err);
+    fm_session *idle = status == FM_ELIMIT ? idlest(s->m, s) : NULL;
+    if (!idle) return status;
+    fm_session_drop_cache(idle);
+  }
+}

@@ -1,0 +1,276 @@
+/*
+** task.c - one generation: its options, what it has sampled, its text and stops.
+*/
+#include <math.h>
+#include <string.h>
+
+#include "run/engine.h"
+
+fm_generate_options fm_generate_options_default(void) {
+  return (fm_generate_options){ .max_tokens = -1, .temperature = 1, .top_p = 1, .repeat_penalty = 1,
+                                .logprobs = -1, .mtp = -1 };
+}
+
+/* ---- options -------------------------------------------------------------------------------- */
+
+static fm_status check_options(const fm_generate_options *o, const fm_model *m, fm_error *err) {
+  if (!(o->temperature >= 0 && isfinite(o->temperature)))
+    return fm_fail(err, FM_EINVAL, "temperature must be 0 or more, got %g", (double)o->temperature);
+  if (!(o->top_p > 0 && o->top_p <= 1))
+    return fm_fail(err, FM_EINVAL, "top_p must be in (0, 1], got %g", (double)o->top_p);
+  if (!(o->min_p >= 0 && o->min_p <= 1))
+    return fm_fail(err, FM_EINVAL, "min_p must be in [0, 1], got %g", (double)o->min_p);
+  if (!(o->repeat_penalty > 0 && isfinite(o->repeat_penalty)))
+    return fm_fail(err, FM_EINVAL, "repeat_penalty must be above 0, got %g", (double)o->repeat_penalty);
+  if (!isfinite(o->presence_penalty) || !isfinite(o->frequency_penalty))
+    return fm_fail(err, FM_EINVAL, "presence_penalty and frequency_penalty must be finite");
+  if (o->top_k < 0) return fm_fail(err, FM_EINVAL, "top_k must be 0 or more, got %d", o->top_k);
+  if (o->logprobs > m->cfg.vocab_size)
+    return fm_fail(err, FM_EINVAL, "logprobs is %d, more than vocab_size", o->logprobs);
+  for (int32_t i = 0; i < o->n_logit_bias; i++) {
+    if (o->logit_bias[i].id < 0 || o->logit_bias[i].id >= m->cfg.vocab_size)
+      return fm_fail(err, FM_EINVAL, "logit_bias names id %d, outside the vocabulary", o->logit_bias[i].id);
+    if (isnan(o->logit_bias[i].bias) || o->logit_bias[i].bias == INFINITY)
+      return fm_fail(err, FM_EINVAL, "logit_bias of id %d is no number", o->logit_bias[i].id);
+  }
+  for (int32_t i = 0; i < o->n_stop; i++)
+    if (!o->stop[i] || !o->stop[i][0]) return fm_fail(err, FM_EINVAL, "stop holds an empty string");
+  return FM_OK;
+}
+
+static void free_options(fm_generate_options *o) {
+  fm_free((void *)o->logit_bias);
+  fm_free((void *)o->stop_ids);
+  for (int32_t i = 0; o->stop && i < o->n_stop; i++) fm_free((void *)o->stop[i]);
+  fm_free((void *)o->stop);
+}
+
+static void *copy(const void *p, int64_t size) {
+  void *q = fm_alloc(size);
+  if (q && size) memcpy(q, p, (size_t)size);
+  return q;
+}
+
+/* Deep copy; on failure what was copied can be given to free_options. */
+static fm_status copy_options(fm_generate_options *dst, const fm_generate_options *o, fm_error *err) {
+  *dst = *o;
+  dst->stop = NULL;
+  int64_t bias = o->n_logit_bias * (int64_t)sizeof *o->logit_bias;
+  int64_t ids = o->n_stop_ids * (int64_t)sizeof *o->stop_ids;
+  dst->logit_bias = copy(o->logit_bias, bias);
+  dst->stop_ids = copy(o->stop_ids, ids);
+  const char **stop = fm_array(o->n_stop, sizeof *stop);
+  dst->stop = (const char *const *)stop;
+  if (!dst->logit_bias || !dst->stop_ids || !stop) return fm_no_memory(err, bias + ids);
+  for (int32_t i = 0; i < o->n_stop; i++) {
+    stop[i] = fm_strndup(o->stop[i], strlen(o->stop[i]));
+    if (!stop[i]) return fm_no_memory(err, (int64_t)strlen(o->stop[i]));
+  }
+  return FM_OK;
+}
+
+/* ---- life ----------------------------------------------------------------------------------- */
+
+static void link_in(fm_task *t) {
+  fm_task **at = &t->s->m->tasks, *last = NULL;
+  while (*at) last = *at, at = &last->next;
+  *at = t;
+  t->prev = last;
+}
+
+static void unlink_from(fm_task *t) {
+  fm_model *m = t->s->m;
+  if (m->turn == t) m->turn = t->prev;
+  if (t->prev) t->prev->next = t->next;
+  else m->tasks = t->next;
+  if (t->next) t->next->prev = t->prev;
+  t->next = t->prev = NULL;
+}
+
+/* Makes the session's ids equal to ids[0..n); what is common from the start keeps its role and its cache. */
+static fm_status set_prompt(fm_task *t, const int32_t *ids, int64_t n, fm_error *err) {
+  fm_session *s = t->s;
+  int64_t common = 0;
+  while (common < n && common < s->n && ids[common] == s->ids[common]) common++;
+  TRY(fm_grow(&s->ids, &s->cap_ids, n, sizeof *s->ids, err));
+  TRY(fm_grow(&s->roles, &s->cap_roles, n, sizeof *s->roles, err));
+  fm_session_cut(s, common);
+  TRY(fm_session_append(s, ids + common, n - common, FM_PROMPT, err));
+  int64_t lag = s->kv.len - s->kv.mtp_len;
+  // a reply's last few states went by before its MTP rows were made: cheap to make up for
+  if (s->m->drafts && lag > 0 && lag <= FM_MAX_DRAFTS + 1) fm_session_back(s, s->kv.mtp_len - 1);
+  fm_session_back(s, n - 1);                       // the last row is needed for its logits
+  t->usage.prompt = n;
+  t->usage.cached = s->kv.len;
+  t->n_prompt = n;
+  return FM_OK;
+}
+
+static fm_status check_ids(const fm_model *m, const int32_t *ids, int64_t n, fm_error *err) {
+  if (n < 1) return fm_fail(err, FM_EINVAL, "the prompt is empty: at least one id is needed");
+  if (n > m->ctx) {
+    fm_fail(err, FM_EOVERFLOW, "the prompt has %lld tokens, the context holds %lld", (long long)n,
+            (long long)m->ctx);
+    return fm_hint(err, FM_EOVERFLOW, "load with ctx = %lld or more, or shorten the prompt", (long long)n);
+  }
+  for (int64_t i = 0; i < n; i++)
+    if (ids[i] < 0 || ids[i] >= m->cfg.vocab_size)
+      return fm_fail(err, FM_EINVAL, "id %d at index %lld is outside the vocabulary of %lld", ids[i],
+                     (long long)i, (long long)m->cfg.vocab_size);
+  return FM_OK;
+}
+
+fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t n,
+                      const fm_generate_options *o, fm_error *err) {
+  fm_generate_options dflt = fm_generate_options_default();
+  if (!o) o = &dflt;
+  if (s->task) return fm_fail(err, FM_EINVAL, "the session has a running task");
+  TRY(check_ids(s->m, ids, n, err));
+  TRY(check_options(o, s->m, err));
+  fm_task *t = fm_zalloc(sizeof *t);
+  if (!t) return fm_no_memory(err, sizeof *t);
+  t->s = s;
+  s->refs++;
+  fm_status status = copy_options(&t->o, o, err);
+  if (status == FM_OK) status = set_prompt(t, ids, n, err);
+  if (status != FM_OK) {
+    t->finish = FM_FAILED;
+    fm_task_free(t);
+    return status;
+  }
+  int drafts = o->mtp < 0 ? s->m->drafts : o->mtp;
+  t->o.mtp = s->m->drafts ? (drafts < FM_MAX_DRAFTS ? drafts : FM_MAX_DRAFTS) : 0;
+  t->max_tokens = o->max_tokens < 0 || o->max_tokens > s->m->ctx - n ? s->m->ctx - n : o->max_tokens;
+  s->task = t;
+  link_in(t);
+  *out = t;
+  return FM_OK;
+}
+
+void fm_task_end(fm_task *t, fm_finish f) {
+  if (t->finish) return;
+  t->finish = f;
+  t->s->task = NULL;
+  unlink_from(t);
+}
+
+void fm_task_fail(fm_task *t, const fm_error *err) {
+  t->err = *err;
+  fm_task_end(t, FM_FAILED);
+}
+
+void fm_task_cancel(fm_task *t) {
+  if (t->finish) return;
+  fm_sched_abandon(t->s->m, t->s);
+  fm_task_end(t, FM_CANCELLED);
+}
+
+void fm_task_free(fm_task *t) {
+  if (!t) return;
+  fm_task_cancel(t);
+  fm_sched_abandon(t->s->m, t->s);                 // a task that is over may still have a pass under way
+  free_options(&t->o);
+  fm_free(t->out);
+  fm_free(t->top);
+  fm_free(t->text);
+  fm_session_free(t->s);
+  fm_free(t);
+}
+
+bool fm_task_prefilling(const fm_task *t) { return t->s->n == t->n_prompt; }
+
+/* ---- sampled ids ------------------------------------------------------------------------------ */
+
+static bool is_stop_id(const fm_task *t, int32_t id) {
+  const fm_config *g = &t->s->m->cfg;
+  for (int32_t i = 0; i < t->o.n_stop_ids; i++)
+    if (t->o.stop_ids[i] == id) return true;
+  for (int i = 0; !t->o.ignore_eos && i < g->n_eos; i++)
+    if (g->eos_token_id[i] == id) return true;
+  return false;
+}
+
+/* Looks for a stop string that ends in the bytes from `from` on; cuts the text before the earliest one. */
+static bool stop_string(fm_task *t, int64_t from) {
+  int64_t best = -1;
+  for (int32_t i = 0; i < t->o.n_stop; i++) {
+    int64_t len = (int64_t)strlen(t->o.stop[i]), start = from - len + 1;
+    for (int64_t at = start > 0 ? start : 0; at + len <= t->n_text; at++)
+      if (memcmp(t->text + at, t->o.stop[i], (size_t)len) == 0) {
+        if (best < 0 || at < best) best = at;
+        break;
+      }
+  }
+  if (best >= 0) t->n_text = best;
+  return best >= 0;
+}
+
+/* Bytes at the end that may still become a stop string, or half a character. */
+static int64_t held_back(const fm_task *t) {
+  int64_t held = (int64_t)fm_utf8_open(t->text, (size_t)t->n_text);
+  for (int32_t i = 0; i < t->o.n_stop; i++) {
+    int64_t len = (int64_t)strlen(t->o.stop[i]) - 1;
+    if (len > t->n_text) len = t->n_text;
+    while (len > held && memcmp(t->text + t->n_text - len, t->o.stop[i], (size_t)len) != 0) len--;
+    if (len > held) held = len;
+  }
+  return held;
+}
+
+static fm_status keep_top(fm_task *t, const float *logits) {
+  if (t->o.logprobs <= 0) return FM_OK;
+  TRY(fm_grow(&t->top, &t->cap_top, t->n_top + t->o.logprobs, sizeof *t->top, &t->err));
+  fm_sampler_top(t->s->m->sampler, logits, t->o.logprobs, t->top + t->n_top);
+  t->n_top += t->o.logprobs;
+  return FM_OK;
+}
+
+fm_status fm_task_take(fm_task *t, const fm_draw *d, const float *logits, bool *stopped) {
+  fm_model *m = t->s->m;
+  TRY(fm_grow(&t->out, &t->cap_out, t->n_out + 1, sizeof *t->out, &t->err));
+  fm_sampled r = { .id = d->id, .logprob = d->logprob, .filtered = d->logprob_filtered, .top = t->n_top };
+  TRY(keep_top(t, logits));
+  int64_t from = t->n_text;
+  fm_finish finish = FM_RUNNING;
+  if (is_stop_id(t, d->id)) {
+    finish = FM_STOP;
+  } else if (m->tok) {
+    TRY(fm_tokenizer_decode(m->tok, &d->id, 1, m->cfg.vocab_size, &t->text, &t->n_text, &t->cap_text, &t->err));
+    if (stop_string(t, from)) finish = FM_STOP;
+  }
+  TRY(fm_session_append(t->s, &d->id, 1, FM_GENERATED, &t->err));
+  t->usage.completion++;
+  m->stats.generated_tokens++;
+  if (!finish && t->usage.completion >= t->max_tokens) finish = FM_LENGTH;
+  r.text_end = t->n_text - (finish ? 0 : held_back(t));
+  r.last = finish != FM_RUNNING;
+  t->out[t->n_out++] = r;
+  if (finish) fm_task_end(t, finish);
+  *stopped = finish != FM_RUNNING;
+  return FM_OK;
+}
+
+/* ---- for the caller ----------------------------------------------------------------------------- */
+
+bool fm_task_next(fm_task *t, fm_token *out) {
+  if (t->read == t->n_out) return false;
+  const fm_sampled *r = &t->out[t->read++];
+  // a cancelled task gives what it had held back with its last token
+  bool cut_off = t->read == t->n_out && t->finish == FM_CANCELLED;
+  int64_t end = cut_off ? t->n_text : r->text_end;
+  if (end < t->text_done) end = t->text_done;
+  *out = (fm_token){ .id = r->id, .logprob = r->logprob, .logprob_filtered = r->filtered,
+                     .top = t->o.logprobs > 0 ? t->top + r->top : NULL,
+                     .n_top = t->o.logprobs > 0 ? t->o.logprobs : 0,
+                     .text = t->text ? t->text + t->text_done : "", .len = (size_t)(end - t->text_done),
+                     .last = r->last || cut_off };
+  t->text_done = end;
+  return true;
+}
+
+fm_finish fm_task_finish(const fm_task *t, fm_error *err) {
+  if (err && t->finish == FM_FAILED) *err = t->err;
+  return t->finish;
+}
+
+fm_usage fm_task_usage(const fm_task *t) { return t->usage; }
