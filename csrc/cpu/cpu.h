@@ -12,11 +12,13 @@
 #include "base/pool.h"
 #include "op/backend.h"
 
+enum { FM_CPU_SCRATCH = 70 * 1024 };     /* floats of a worker's scratch */
+
 typedef struct fm_cpu {
   fm_device device;          /* first */
   fm_pool *pool;
   const struct fm_simd *simd;
-  float **scratch;           /* one buffer a worker: converted weight panels */
+  float **scratch;           /* FM_CPU_SCRATCH floats a worker */
 } fm_cpu;
 
 /* The loops that gain from wide registers, once for each instruction set. */
@@ -35,10 +37,19 @@ typedef struct fm_simd {
   void (*axpy)(float *out, float a, const float *row, int64_t k);
   /* out[j] = exp(x[j] - m) for j < n, the same whatever j and n; relative error below 2e-7 */
   void (*exp_sub)(float *out, const float *x, float m, int64_t n);
+  /* out[j] = silu(gate[j]) * up[j] */
+  void (*silu_mul)(float *out, const float *gate, const float *up, int64_t n);
 } fm_simd;
 
 extern const fm_simd fm_simd_plain;
+#if defined(__x86_64__)
+extern const fm_simd fm_simd_avx2, fm_simd_avx512;
+#endif
 const fm_simd *fm_simd_choose(void);     /* the widest this machine runs; FATHOM_SIMD=plain|avx2|avx512 narrows it */
+
+/* What this machine can do, for comparing: bytes/s of a plain multi-threaded read, f32 FMA flop/s in registers. */
+double fm_cpu_read_bandwidth(fm_cpu *cpu, double seconds);
+double fm_cpu_fma_peak(fm_cpu *cpu);
 
 /* Products on the pool; the body of the table's matmul, also used by experts and attention (no pool: worker's own). */
 fm_status fm_cpu_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm);

@@ -10,7 +10,7 @@
 #include "model/model.h"
 #include "run/sampler.h"
 
-enum { FM_CHUNK = 256 };                 /* prompt rows in one pass */
+enum { FM_CHUNK = 512 };                 /* prompt rows in one pass */
 enum { FM_MAX_DRAFTS = 7 };              /* with the pending id: 8 rows verified together */
 
 struct fm_session {

@@ -1,0 +1,82 @@
+/*
+** rope.c - rotary positions in both pair layouts, and storing rows into the paged cache.
+*/
+#include "cpu/cpu.h"
+
+#include <string.h>
+
+#define SMALL 16384     /* elements below which waking the pool costs more than the work */
+
+typedef struct rope_job {
+  float *x; int64_t ldx, n_heads, stride, half;
+  const int32_t *pos;
+  const float *cos, *sin;
+  bool interleaved;
+} rope_job;
+
+static void turn_pairs(float *x, const float *cos, const float *sin, int64_t half) {
+  for (int64_t i = 0; i < half; i++) {
+    float a = x[2 * i], b = x[2 * i + 1];
+    x[2 * i] = a * cos[i] - b * sin[i];
+    x[2 * i + 1] = a * sin[i] + b * cos[i];
+  }
+}
+
+static void turn_halves(float *x, const float *cos, const float *sin, int64_t half) {
+  for (int64_t i = 0; i < half; i++) {
+    float a = x[i], b = x[i + half];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + half] = a * sin[i] + b * cos[i];
+  }
+}
+
+static void rope_row(void *arg, int64_t item, int worker) {
+  const rope_job *j = arg;
+  const float *cos = j->cos + j->pos[item] * j->half, *sin = j->sin + j->pos[item] * j->half;
+  (void)worker;
+  for (int64_t h = 0; h < j->n_heads; h++) {
+    float *x = j->x + item * j->ldx + h * j->stride;
+    if (j->interleaved) turn_pairs(x, cos, sin, j->half);
+    else turn_halves(x, cos, sin, j->half);
+  }
+}
+
+fm_status fm_cpu_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
+                      const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved) {
+  rope_job j = { x, ldx, n_heads, stride, dim / 2, pos, cos, sin, interleaved };
+  if (n * n_heads * dim >= SMALL) fm_pool_for(((fm_cpu *)c->dev)->pool, n, rope_row, &j);
+  else for (int64_t i = 0; i < n; i++) rope_row(&j, i, 0);
+  return FM_OK;
+}
+
+typedef struct store_job {
+  const fm_cache *cache;
+  const fm_span *span;
+  const float *x; int64_t ldx;
+} store_job;
+
+static void store_row(void *arg, int64_t item, int worker) {
+  const store_job *j = arg;
+  const fm_cache *k = j->cache;
+  int64_t at = j->span->index + item;
+  const float *x = j->x + (j->span->row + item) * j->ldx;
+  char *to = k->base + j->span->pages[at / FM_PAGE] * k->page_stride +
+             (at % FM_PAGE) * k->width * fm_dtype_size(k->dtype);
+  (void)worker;
+  if (k->dtype == FM_F32) {
+    memcpy(to, x, (size_t)k->width * sizeof *x);
+  } else {
+    uint16_t *h = (uint16_t *)(void *)to;
+    for (int64_t i = 0; i < k->width; i++) h[i] = fm_f32_to_bf16(x[i]);
+  }
+}
+
+fm_status fm_cpu_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
+                             const float *x, int64_t ldx) {
+  for (int64_t s = 0; s < n_spans; s++) {
+    store_job j = { cache, span + s, x, ldx };
+    if (span[s].n * cache->width >= SMALL) fm_pool_for(((fm_cpu *)c->dev)->pool, span[s].n, store_row, &j);
+    else for (int64_t i = 0; i < span[s].n; i++) store_row(&j, i, 0);
+  }
+  return FM_OK;
+}

@@ -1,0 +1,215 @@
+/*
+** simd_body.h - the loops of fm_simd, written once over a vector type V of LANES floats that the including file defines:
+** v_zero, v_set, v_load, v_load_part (n < LANES, rest zero), v_store, v_store_part, v_fma, v_mul, v_fold, w_load (LANES stored
+** weights as f32; f8 times 2^-120), round_near, pow2, zero_below.
+*/
+
+enum { BLOCK = 128 };                    /* f8 scales: columns and rows of a block */
+
+/* f8 bits moved into an f32 come out times 2^-120; scales undo it. Loading keeps scales below 2^7. */
+#define F8_SHIFT 0x1p120f
+
+/* exp of x <= 0 by 2^n * p(r), r = x - n ln 2 in +-0.35; the polynomial is exp's series to the seventh power, its
+   remainder below 6e-9. Below -87 the result is 0, NaN stays NaN. */
+static inline V v_exp(V x) {
+  V n = round_near(v_mul(x, v_set(1.44269504f)));
+  V r = v_fma(n, v_set(-0.693145752f), x);
+  r = v_fma(n, v_set(-1.42860677e-6f), r);
+  V p = v_set(1.0f / 5040);
+  p = v_fma(p, r, v_set(1.0f / 720));
+  p = v_fma(p, r, v_set(1.0f / 120));
+  p = v_fma(p, r, v_set(1.0f / 24));
+  p = v_fma(p, r, v_set(1.0f / 6));
+  p = v_fma(p, r, v_set(0.5f));
+  p = v_fma(p, r, v_set(1));
+  p = v_fma(p, r, v_set(1));
+  return zero_below(v_mul(p, pow2(n)), x);
+}
+
+static inline __attribute__((always_inline))
+void load_scales(V *s, const fm_mat *w, int64_t r0, const int nr, int64_t k) {
+  for (int r = 0; r < nr; r++)
+    s[r] = v_set(w->scale[(r0 + r) / BLOCK * ((w->cols + BLOCK - 1) / BLOCK) + k / BLOCK] * F8_SHIFT);
+}
+
+/* The last weights of a row, padded with zeros: never reads past the end of the row. */
+static inline __attribute__((always_inline))
+V w_load_part(const fm_dtype t, const char *p, int64_t n) {
+  char buf[LANES * 4] __attribute__((aligned(64))) = { 0 };
+  memcpy(buf, p, (size_t)n * (t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2));
+  return w_load(t, buf);
+}
+
+/* nt rows of x against nr rows of w, in registers; everything constant is known when it is inlined. */
+static inline __attribute__((always_inline))
+void gemv_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const fm_mat *w, int64_t r0,
+               const fm_dtype t, const int nt, const int nr) {
+  const int64_t es = t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2, k = w->cols, whole = k / LANES * LANES;
+  const int64_t ld = k * es;
+  const char *row = (const char *)w->data + r0 * ld;
+  V acc[MAX_T][MAX_R], s[MAX_R];
+  UNROLL for (int i = 0; i < nt; i++)
+    UNROLL for (int r = 0; r < nr; r++) acc[i][r] = v_zero();
+  for (int64_t kb = 0; kb < k; kb += BLOCK) {
+    int64_t end = kb + BLOCK < whole ? kb + BLOCK : whole;
+    if (t == FM_F8_E4M3) load_scales(s, w, r0, nr, kb);
+    for (int64_t j = kb; j < end; j += LANES) {
+      UNROLL for (int r = 0; r < nr; r++) {
+        const char *p = row + r * ld + j * es;
+        if (j % (64 / es) == 0) __builtin_prefetch(p + nr * ld);
+        V v = w_load(t, p);
+        if (t == FM_F8_E4M3) v = v_mul(v, s[r]);
+        UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(v_load(x + i * ldx + j), v, acc[i][r]);
+      }
+    }
+    if (kb + BLOCK >= k && whole < k) {
+      UNROLL for (int r = 0; r < nr; r++) {
+        V v = w_load_part(t, row + r * ld + whole * es, k - whole);
+        if (t == FM_F8_E4M3) v = v_mul(v, s[r]);
+        UNROLL for (int i = 0; i < nt; i++)
+          acc[i][r] = v_fma(v_load_part(x + i * ldx + whole, (int)(k - whole)), v, acc[i][r]);
+      }
+    }
+  }
+  UNROLL for (int i = 0; i < nt; i++)
+    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(acc[i][r]);
+}
+
+/* All rows for nt rows of x, GEMV_R at a time. */
+#define GEMV_ROWS(t, nt, nr)                                                              \
+  do {                                                                                    \
+    int64_t r = 0;                                                                        \
+    for (; r + (nr) <= rows; r += (nr)) gemv_tile(out + r, ldo, x, ldx, w, r0 + r, t, nt, nr); \
+    for (; r < rows; r++) gemv_tile(out + r, ldo, x, ldx, w, r0 + r, t, nt, 1);            \
+  } while (0)
+
+#define GEMV_OF(name, t)                                                                   \
+  static void name(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,         \
+                   const fm_mat *w, int64_t r0, int64_t rows) {                             \
+    for (; n >= 4; n -= 4, x += 4 * ldx, out += 4 * ldo) GEMV_ROWS(t, 4, GEMV_R4);           \
+    if (n == 3) GEMV_ROWS(t, 3, GEMV_R4);                                                    \
+    if (n == 2) GEMV_ROWS(t, 2, GEMV_R2);                                                    \
+    if (n == 1) GEMV_ROWS(t, 1, GEMV_R1);                                                    \
+  }
+GEMV_OF(gemv_f32, FM_F32)
+GEMV_OF(gemv_bf16, FM_BF16)
+GEMV_OF(gemv_f16, FM_F16)
+GEMV_OF(gemv_f8, FM_F8_E4M3)
+
+static void gemv(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const fm_mat *w,
+                 int64_t r0, int64_t rows) {
+  switch (w->dtype) {
+    case FM_BF16: gemv_bf16(out, ldo, x, ldx, n, w, r0, rows); break;
+    case FM_F16: gemv_f16(out, ldo, x, ldx, n, w, r0, rows); break;
+    case FM_F8_E4M3: gemv_f8(out, ldo, x, ldx, n, w, r0, rows); break;
+    default: gemv_f32(out, ldo, x, ldx, n, w, r0, rows);
+  }
+}
+
+static inline __attribute__((always_inline))
+void gemm_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k,
+               const int nt, const int nr) {
+  const int64_t whole = k / LANES * LANES;
+  V acc[MAX_T][MAX_R], xv[MAX_T];
+  UNROLL for (int i = 0; i < nt; i++)
+    UNROLL for (int r = 0; r < nr; r++) acc[i][r] = v_zero();
+  for (int64_t j = 0; j < whole; j += LANES) {
+    UNROLL for (int i = 0; i < nt; i++) xv[i] = v_load(x + i * ldx + j);
+    UNROLL for (int r = 0; r < nr; r++) {
+      V v = v_load(w + r * ldw + j);
+      UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(xv[i], v, acc[i][r]);
+    }
+  }
+  if (whole < k) {
+    UNROLL for (int r = 0; r < nr; r++) {
+      V v = v_load_part(w + r * ldw + whole, (int)(k - whole));
+      UNROLL for (int i = 0; i < nt; i++)
+        acc[i][r] = v_fma(v_load_part(x + i * ldx + whole, (int)(k - whole)), v, acc[i][r]);
+    }
+  }
+  UNROLL for (int i = 0; i < nt; i++)
+    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(acc[i][r]);
+}
+
+/* Tiles of GEMM_T x GEMM_R; the edges one row or one token at a time. */
+static void gemm(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
+                 int64_t rows, int64_t k) {
+  int64_t i = 0;
+  for (; i + GEMM_T <= n; i += GEMM_T) {
+    int64_t r = 0;
+    for (; r + GEMM_R <= rows; r += GEMM_R)
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, GEMM_T, GEMM_R);
+    for (; r < rows; r++)
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, GEMM_T, 1);
+  }
+  for (; i < n; i++) {
+    int64_t r = 0;
+    for (; r + GEMM_R <= rows; r += GEMM_R)
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, 1, GEMM_R);
+    for (; r < rows; r++)
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, 1, 1);
+  }
+}
+
+static inline __attribute__((always_inline))
+void convert_row(float *out, const fm_mat *w, const fm_dtype t, int64_t row, int64_t c0, int64_t cols) {
+  const int64_t es = t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2;
+  const char *p = (const char *)w->data + (row * w->cols + c0) * es;
+  for (int64_t j = 0; j < cols;) {
+    int64_t block = BLOCK - (c0 + j) % BLOCK, end = j + block < cols ? j + block : cols;
+    V s = v_zero();
+    if (t == FM_F8_E4M3) load_scales(&s, w, row, 1, c0 + j);
+    for (; j + LANES <= end; j += LANES) {
+      V v = w_load(t, p + j * es);
+      v_store(out + j, t == FM_F8_E4M3 ? v_mul(v, s) : v);
+    }
+    if (j < end) {
+      V v = w_load_part(t, p + j * es, end - j);
+      v_store_part(out + j, t == FM_F8_E4M3 ? v_mul(v, s) : v, (int)(end - j));
+      j = end;
+    }
+  }
+}
+
+static void convert(float *out, int64_t ld, const fm_mat *w, int64_t r0, int64_t rows, int64_t c0, int64_t cols) {
+  for (int64_t r = 0; r < rows; r++) {
+    float *o = out + r * ld;
+    switch (w->dtype) {
+      case FM_BF16: convert_row(o, w, FM_BF16, r0 + r, c0, cols); break;
+      case FM_F16: convert_row(o, w, FM_F16, r0 + r, c0, cols); break;
+      case FM_F8_E4M3: convert_row(o, w, FM_F8_E4M3, r0 + r, c0, cols); break;
+      default: convert_row(o, w, FM_F32, r0 + r, c0, cols);
+    }
+  }
+}
+
+static void axpy(float *out, float a, const float *row, int64_t k) {
+  V av = v_set(a);
+  int64_t j = 0;
+  for (; j + LANES <= k; j += LANES) v_store(out + j, v_fma(av, v_load(row + j), v_load(out + j)));
+  if (j < k) {
+    int n = (int)(k - j);
+    v_store_part(out + j, v_fma(av, v_load_part(row + j, n), v_load_part(out + j, n)), n);
+  }
+}
+
+static void exp_sub(float *out, const float *x, float m, int64_t n) {
+  V mv = v_set(m);
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) v_store(out + j, v_exp(v_sub(v_load(x + j), mv)));
+  if (j < n) {
+    int left = (int)(n - j);
+    v_store_part(out + j, v_exp(v_sub(v_load_part(x + j, left), mv)), left);
+  }
+}
+
+/* out = silu(gate) * up; silu(z) = z / (1 + exp(-z)), by exp(-|z|) so that nothing overflows. */
+static void silu_mul(float *out, const float *gate, const float *up, int64_t n) {
+  for (int64_t j = 0; j < n; j += LANES) {
+    int left = n - j < LANES ? (int)(n - j) : LANES;
+    V z = v_load_part(gate + j, left), u = v_load_part(up + j, left), one = v_set(1);
+    V e = v_exp(v_neg_abs(z));
+    V num = v_select_neg(z, e, one);               // z < 0: e^z / (1 + e^z), else 1 / (1 + e^-z)
+    v_store_part(out + j, v_mul(v_mul(z, v_div(num, v_add(one, e))), u), left);
+  }
+}
