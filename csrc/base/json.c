@@ -22,6 +22,11 @@ static void *hook_alloc(size_t size) {
   return p;
 }
 
+void fm_json_init(void) {
+  cJSON_Hooks hooks = { hook_alloc, fm_free };
+  cJSON_InitHooks(&hooks);
+}
+
 /* Brackets outside strings: depth within bounds, so that neither parsing nor freeing can run the stack out. */
 static fm_status check_depth(const char *s, size_t len, const char *what, fm_error *err) {
   int depth = 0;
@@ -45,13 +50,12 @@ static fm_status check_depth(const char *s, size_t len, const char *what, fm_err
 }
 
 fm_status fm_json_parse(fm_json **out, const char *text, size_t len, const char *what, fm_error *err) {
-  cJSON_Hooks hooks = { hook_alloc, fm_free };
   const char *end = NULL;
   TRY(check_depth(text, len, what, err));
   // cJSON wants to see a zero after the last byte when asked to look for garbage there
   char *copy = fm_strndup(text, len);
   if (!copy) return fm_no_memory(err, (int64_t)len);
-  cJSON_InitHooks(&hooks);
+  fm_json_init();
   refused = false;
   cJSON *j = cJSON_ParseWithLengthOpts(copy, len + 1, &end, 1);
   size_t at = end ? (size_t)(end - copy) : 0;

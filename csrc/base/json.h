@@ -8,6 +8,8 @@
 
 typedef struct cJSON fm_json;
 
+/* Makes cJSON allocate through base/mem.h; for those who build JSON with cJSON themselves. */
+void      fm_json_init(void);
 /* Whole text; trailing garbage, NUL bytes inside, nesting deeper than 64 are FM_EFORMAT. `what` names the text. */
 fm_status fm_json_parse(fm_json **out, const char *text, size_t len, const char *what, fm_error *err);
 fm_status fm_json_load(fm_json **out, const char *path, int64_t max_size, fm_error *err);

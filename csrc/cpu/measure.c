@@ -49,17 +49,23 @@ double fm_cpu_read_bandwidth(fm_cpu *cpu, double seconds) {
 typedef float v8 __attribute__((vector_size(32)));
 typedef float v16 __attribute__((vector_size(64)));
 
-/* Ten independent chains hide the latency of four or five cycles on two units. */
+/* Ten independent chains hide the latency of four or five cycles on two units. In one asm, so that they stay in registers. */
 #define FMA_LOOP(name, isa, vec, lanes, reg)                                                     \
   __attribute__((target(isa))) static double name(int64_t rounds, float *sink) {                 \
-    vec a[10], x, y;                                                                             \
+    vec x, y, a, b, c, d, e, f, g, h, i, j;                                                      \
     for (int l = 0; l < lanes; l++) x[l] = 0.999f, y[l] = 0.001f;                                \
-    for (int i = 0; i < 10; i++) a[i] = x * (float)i;                                            \
+    a = b = c = d = e = f = g = h = i = j = y;                                                   \
     for (int64_t r = 0; r < rounds; r++)                                                         \
-      _Pragma("GCC unroll 10") for (int i = 0; i < 10; i++)                                      \
-        __asm__("vfmadd213ps %2, %1, %0" : "+" reg(a[i]) : reg(x), reg(y));                      \
-    for (int i = 1; i < 10; i++) a[0] += a[i];                                                   \
-    *sink = a[0][0];                                                                             \
+      __asm__("vfmadd213ps %11, %10, %0\n\tvfmadd213ps %11, %10, %1\n\t"                         \
+              "vfmadd213ps %11, %10, %2\n\tvfmadd213ps %11, %10, %3\n\t"                         \
+              "vfmadd213ps %11, %10, %4\n\tvfmadd213ps %11, %10, %5\n\t"                         \
+              "vfmadd213ps %11, %10, %6\n\tvfmadd213ps %11, %10, %7\n\t"                         \
+              "vfmadd213ps %11, %10, %8\n\tvfmadd213ps %11, %10, %9"                             \
+              : "+" reg(a), "+" reg(b), "+" reg(c), "+" reg(d), "+" reg(e), "+" reg(f),          \
+                "+" reg(g), "+" reg(h), "+" reg(i), "+" reg(j)                                   \
+              : reg(x), reg(y));                                                                 \
+    a += b + c + d + e + f + g + h + i + j;                                                      \
+    *sink = a[0];                                                                                \
     return 2.0 * 10 * lanes * (double)rounds;                                                    \
   }
 FMA_LOOP(fma_avx2, "avx2,fma", v8, 8, "x")

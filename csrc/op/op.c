@@ -1,0 +1,147 @@
+/*
+** op.c - the front door to a device.
+*/
+#include "op/op.h"
+
+#include <string.h>
+
+#include "op/load.h"
+
+/* ---- contexts -------------------------------------------------------------------------------- */
+
+fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err) {
+  const fm_backend *ops = NULL;
+  int index = 0;
+  *c = (fm_ctx){ 0 };
+  if (!device || strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) ops = fm_cpu_backend();
+  else TRY(fm_backend_find(&ops, &index, device, err));
+  TRY(ops->open(&c->dev, index, threads, err));
+  c->ops = ops;
+  return FM_OK;
+}
+
+void fm_ctx_close(fm_ctx *c) {
+  fm_arena_free(&c->arena);
+  if (c->dev) c->ops->close(c->dev);
+  *c = (fm_ctx){ 0 };
+}
+
+static fm_status scratch(fm_ctx *c, void **out, int64_t n, int64_t m, int64_t elem) {
+  int64_t size;
+  if (!fm_mul(n, m, &size) || !fm_mul(size, elem, &size))
+    return fm_fail(&c->err, FM_EOVERFLOW, "scratch of %lld x %lld is too large", (long long)n, (long long)m);
+  *out = fm_arena_alloc(&c->arena, size);
+  return *out ? FM_OK : fm_no_memory(&c->err, size);
+}
+
+fm_status fm_scratch(fm_ctx *c, float **out, int64_t rows, int64_t cols) {
+  void *p = NULL;
+  TRY(scratch(c, &p, rows, cols, sizeof **out));
+  *out = p;
+  return FM_OK;
+}
+
+fm_status fm_scratch_int(fm_ctx *c, int32_t **out, int64_t n) {
+  void *p = NULL;
+  TRY(scratch(c, &p, n, 1, sizeof **out));
+  *out = p;
+  return FM_OK;
+}
+
+/* ---- operations --------------------------------------------------------------------------------- */
+
+#define CHECK(cond, ...) do { if (!(cond)) return fm_fail(&c->err, FM_EINVAL, __VA_ARGS__); } while (0)
+#define LL(x) ((long long)(x))
+
+static fm_status check_mat(fm_ctx *c, const char *op, const fm_mat *m) {
+  CHECK(m && m->data && m->rows >= 0 && m->cols > 0, "%s: no weight", op);
+  CHECK(m->dtype <= FM_F8_E4M3, "%s: weights of dtype %s", op, fm_dtype_name(m->dtype));
+  CHECK(m->dtype != FM_F8_E4M3 || m->scale, "%s: F8_E4M3 weights without scales", op);
+  return FM_OK;
+}
+
+fm_status fm_op_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t *id, int64_t n) {
+  TRY(check_mat(c, "embed", table));
+  for (int64_t i = 0; i < n; i++)
+    CHECK(id[i] >= 0 && id[i] < table->rows, "embed: id %d of %lld", id[i], LL(table->rows));
+  return c->ops->embed(c, out, table, id, n);
+}
+
+fm_status fm_op_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, int64_t ldx, const float *w, int64_t n,
+                         int64_t dim, float eps) {
+  CHECK(n >= 0 && dim > 0 && ldo >= dim && ldx >= dim, "rms_norm: (%lld, %lld), ld %lld, %lld", LL(n), LL(dim),
+        LL(ldo), LL(ldx));
+  return c->ops->rms_norm(c, out, ldo, x, ldx, w, n, dim, eps);
+}
+
+fm_status fm_op_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
+  for (int64_t i = 0; i < n_mm; i++) {
+    TRY(check_mat(c, "matmul", mm[i].w));
+    CHECK(mm[i].n >= 0 && mm[i].ldx >= mm[i].w->cols && mm[i].ldo >= mm[i].w->rows,
+          "matmul: x (%lld, ld %lld), weight (%lld, %lld), out ld %lld", LL(mm[i].n), LL(mm[i].ldx),
+          LL(mm[i].w->rows), LL(mm[i].w->cols), LL(mm[i].ldo));
+  }
+  return c->ops->matmul(c, mm, n_mm);
+}
+
+fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
+                     const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved) {
+  CHECK(n >= 0 && dim > 0 && dim % 2 == 0 && stride >= dim, "rope: dim %lld, stride %lld", LL(dim), LL(stride));
+  return c->ops->rope(c, x, ldx, n_heads, stride, dim, pos, n, cos, sin, interleaved);
+}
+
+fm_status fm_op_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld, int64_t n,
+                         int64_t dim) {
+  CHECK(n >= 0 && ldo >= dim && ld >= dim, "silu_mul: dim %lld, ld %lld, %lld", LL(dim), LL(ld), LL(ldo));
+  return c->ops->silu_mul(c, out, ldo, gate, up, ld, n, dim);
+}
+
+fm_status fm_op_add(fm_ctx *c, float *x, const float *y, int64_t len) {
+  CHECK(len >= 0, "add: %lld elements", LL(len));
+  return c->ops->add(c, x, y, len);
+}
+
+fm_status fm_op_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans, const float *x,
+                            int64_t ldx) {
+  CHECK(ldx >= cache->width, "cache_store: rows of %lld, cache width %lld", LL(ldx), LL(cache->width));
+  return c->ops->cache_store(c, cache, span, n_spans, x, ldx);
+}
+
+static fm_status check_mla(fm_ctx *c, const char *op, const fm_attn *a) {
+  TRY(check_mat(c, op, a->kv_b));
+  CHECK(a->cache->width == a->rank + a->rope && a->kv_b->cols == a->rank &&
+        a->kv_b->rows == a->n_heads * (a->nope + a->v_head_dim) && a->ldq >= a->n_heads * (a->nope + a->rope) &&
+        a->ldo >= a->n_heads * a->v_head_dim, "%s: %lld heads of %lld + %lld, %lld do not fit kv_b (%lld, %lld)", op,
+        LL(a->n_heads), LL(a->nope), LL(a->rope), LL(a->v_head_dim), LL(a->kv_b->rows), LL(a->kv_b->cols));
+  return FM_OK;
+}
+
+fm_status fm_op_mla_prompt(fm_ctx *c, const fm_attn *a) {
+  TRY(check_mla(c, "mla_prompt", a));
+  return c->ops->mla_prompt(c, a);
+}
+
+fm_status fm_op_mla_decode(fm_ctx *c, const fm_attn *a) {
+  TRY(check_mla(c, "mla_decode", a));
+  return c->ops->mla_decode(c, a);
+}
+
+fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a) {
+  CHECK(a->n_kv_heads > 0 && a->n_heads % a->n_kv_heads == 0 && a->cache->width == 2 * a->n_kv_heads * a->nope,
+        "gqa: %lld heads, %lld of keys, head_dim %lld, cache width %lld", LL(a->n_heads), LL(a->n_kv_heads),
+        LL(a->nope), LL(a->cache->width));
+  return c->ops->gqa(c, a);
+}
+
+fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
+                      const fm_route *r, int64_t n) {
+  CHECK(r->top_k > 0 && r->top_k <= r->n_experts && (r->n_group <= 1 || r->n_experts % r->n_group == 0),
+        "route: %lld of %lld experts in %lld groups", LL(r->top_k), LL(r->n_experts), LL(r->n_group));
+  return c->ops->route(c, topk_id, topk_weight, logits, bias, r, n);
+}
+
+fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
+                        const fm_experts *e, int64_t n) {
+  CHECK(n >= 0 && e->top_k > 0 && out != x, "experts: %lld rows", LL(n));
+  return c->ops->experts(c, out, x, topk_id, topk_weight, e, n);
+}
