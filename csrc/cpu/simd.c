@@ -8,7 +8,7 @@
 #include "cpu/cpu.h"
 
 typedef struct V { float v[8]; } V;
-enum { LANES = 8, MAX_T = 4, MAX_R = 4, GEMM_T = 1, GEMM_R = 4, GEMV_R1 = 4, GEMV_R2 = 2, GEMV_R4 = 1 };
+enum { LANES = 8, MIX_V = 8, MAX_T = 4, MAX_R = 4, GEMM_T = 1, GEMM_R = 4, GEMV_R1 = 4, GEMV_R2 = 2, GEMV_R4 = 1 };
 #define UNROLL
 
 #define EACH(expr) do { V o_; for (int i = 0; i < LANES; i++) o_.v[i] = (expr); return o_; } while (0)
@@ -21,11 +21,7 @@ static inline void v_store(float *p, V v) { memcpy(p, v.v, sizeof v.v); }
 static inline void v_store_part(float *p, V v, int n) { memcpy(p, v.v, (size_t)n * sizeof *p); }
 static inline V v_fma(V a, V b, V c) { EACH(fmaf(a.v[i], b.v[i], c.v[i])); }
 static inline V v_mul(V a, V b) { EACH(a.v[i] * b.v[i]); }
-static inline V v_add(V a, V b) { EACH(a.v[i] + b.v[i]); }
 static inline V v_sub(V a, V b) { EACH(a.v[i] - b.v[i]); }
-static inline V v_div(V a, V b) { EACH(a.v[i] / b.v[i]); }
-static inline V v_neg_abs(V a) { EACH(-fabsf(a.v[i])); }
-static inline V v_select_neg(V z, V a, V b) { EACH(signbit(z.v[i]) ? a.v[i] : b.v[i]); }
 
 static inline float v_fold(V v) {
   for (int half = LANES / 2; half; half /= 2)
@@ -46,7 +42,7 @@ static inline V zero_below(V v, V x) { EACH(x.v[i] < -87 ? 0 : v.v[i]); }
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_plain = { "plain", LANES, gemm, gemv, convert, axpy, exp_sub, silu_mul };
+const fm_simd fm_simd_plain = { "plain", LANES, gemm, gemv, convert, axpy, exp_sub, mix };
 
 const fm_simd *fm_simd_choose(void) {
 #if defined(__x86_64__)

@@ -18,7 +18,7 @@
 #endif
 
 typedef __m256 V;
-enum { LANES = 8, MAX_T = 4, MAX_R = 8, GEMM_T = 3, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 2 };
+enum { LANES = 8, MIX_V = 8, MAX_T = 4, MAX_R = 8, GEMM_T = 3, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 2 };
 
 static inline V v_zero(void) { return _mm256_setzero_ps(); }
 static inline V v_set(float f) { return _mm256_set1_ps(f); }
@@ -26,11 +26,7 @@ static inline V v_load(const float *p) { return _mm256_loadu_ps(p); }
 static inline void v_store(float *p, V v) { _mm256_storeu_ps(p, v); }
 static inline V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 static inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
-static inline V v_add(V a, V b) { return _mm256_add_ps(a, b); }
 static inline V v_sub(V a, V b) { return _mm256_sub_ps(a, b); }
-static inline V v_div(V a, V b) { return _mm256_div_ps(a, b); }
-static inline V v_neg_abs(V a) { return _mm256_or_ps(a, _mm256_set1_ps(-0.0f)); }
-static inline V v_select_neg(V z, V a, V b) { return _mm256_blendv_ps(b, a, z); }
 
 static inline __m256i first(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -67,7 +63,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, gemv, convert, axpy, exp_sub, silu_mul };
+const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, gemv, convert, axpy, exp_sub, mix };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -18,7 +18,7 @@
 #endif
 
 typedef __m512 V;
-enum { LANES = 16, MAX_T = 6, MAX_R = 8, GEMM_T = 6, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 4 };
+enum { LANES = 16, MIX_V = 8, MAX_T = 6, MAX_R = 8, GEMM_T = 6, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 4 };
 
 static inline V v_zero(void) { return _mm512_setzero_ps(); }
 static inline V v_set(float f) { return _mm512_set1_ps(f); }
@@ -26,11 +26,7 @@ static inline V v_load(const float *p) { return _mm512_loadu_ps(p); }
 static inline void v_store(float *p, V v) { _mm512_storeu_ps(p, v); }
 static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 static inline V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
-static inline V v_add(V a, V b) { return _mm512_add_ps(a, b); }
 static inline V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
-static inline V v_div(V a, V b) { return _mm512_div_ps(a, b); }
-static inline V v_neg_abs(V a) { return _mm512_or_ps(a, _mm512_set1_ps(-0.0f)); }
-static inline V v_select_neg(V z, V a, V b) { return _mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(z)), b, a); }
 
 static inline __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
 static inline V v_load_part(const float *p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
@@ -66,7 +62,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub, silu_mul };
+const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub, mix };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,6 +1,6 @@
 /*
 ** simd_body.h - the loops of fm_simd, written once over a vector type V of LANES floats that the including file defines:
-** v_zero, v_set, v_load, v_load_part (n < LANES, rest zero), v_store, v_store_part, v_fma, v_mul, v_fold, w_load (LANES stored
+** v_zero, v_set, v_load, v_load_part (n < LANES, rest zero), v_store, v_store_part, v_fma, v_mul, v_sub, v_fold, w_load (LANES stored
 ** weights as f32; f8 times 2^-120), round_near, pow2, zero_below.
 */
 
@@ -203,13 +203,25 @@ static void exp_sub(float *out, const float *x, float m, int64_t n) {
   }
 }
 
-/* out = silu(gate) * up; silu(z) = z / (1 + exp(-z)), by exp(-|z|) so that nothing overflows. */
-static void silu_mul(float *out, const float *gate, const float *up, int64_t n) {
-  for (int64_t j = 0; j < n; j += LANES) {
-    int left = n - j < LANES ? (int)(n - j) : LANES;
-    V z = v_load_part(gate + j, left), u = v_load_part(up + j, left), one = v_set(1);
-    V e = v_exp(v_neg_abs(z));
-    V num = v_select_neg(z, e, one);               // z < 0: e^z / (1 + e^z), else 1 / (1 + e^-z)
-    v_store_part(out + j, v_mul(v_mul(z, v_div(num, v_add(one, e))), u), left);
+/* Column blocks of MIX_V vectors stay in registers while the rows go by. */
+static inline __attribute__((always_inline))
+void mix_block(float *out, float c, const float *a, int64_t n, const float *rows, int64_t ld, const int nv) {
+  V acc[MIX_V], cv = v_set(c);
+  UNROLL for (int v = 0; v < nv; v++) acc[v] = v_mul(v_load(out + v * LANES), cv);
+  for (int64_t j = 0; j < n; j++) {
+    V av = v_set(a[j]);
+    UNROLL for (int v = 0; v < nv; v++) acc[v] = v_fma(av, v_load(rows + j * ld + v * LANES), acc[v]);
   }
+  UNROLL for (int v = 0; v < nv; v++) v_store(out + v * LANES, acc[v]);
+}
+
+static void mix(float *out, float c, const float *a, int64_t n, const float *rows, int64_t ld, int64_t k) {
+  int64_t i = 0;
+  for (; i + MIX_V * LANES <= k; i += MIX_V * LANES) mix_block(out + i, c, a, n, rows + i, ld, MIX_V);
+  for (; i + LANES <= k; i += LANES) mix_block(out + i, c, a, n, rows + i, ld, 1);
+  if (i == k) return;
+  int left = (int)(k - i);
+  V acc = v_mul(v_load_part(out + i, left), v_set(c));
+  for (int64_t j = 0; j < n; j++) acc = v_fma(v_set(a[j]), v_load_part(rows + j * ld + i, left), acc);
+  v_store_part(out + i, acc, left);
 }

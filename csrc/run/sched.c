@@ -90,7 +90,7 @@ static fm_status add_draft_seg(fm_model *m, fm_task *t, const float *h, int64_t 
   TRY(fm_session_reserve(s, index, s->n, &t->err));
   if (s->kv.mtp_len != index) s->kv.mtp_first = index;     // a gap: start over behind it
   TRY(keep_h(m, h, n, &t->err));
-  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .ids = s->ids + index, .index = index, .n = n,
+  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = index, .n = n,
                                  .role = FM_GENERATED, .n_logits = 1 });
 }
 
@@ -154,7 +154,7 @@ static fm_status prefill_seg(fm_model *m, fm_task *t) {
   int64_t a = s->kv.len, b = a;
   while (b < s->n && b - a < FM_CHUNK && s->roles[b] == s->roles[a]) b++;
   TRY(fm_session_reserve(s, a, b, &t->err));
-  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .ids = s->ids + a, .index = a, .n = b - a,
+  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = a, .n = b - a,
                                  .role = (fm_role)s->roles[a], .n_logits = b == s->n && t->max_tokens > 0 });
 }
 
@@ -174,7 +174,7 @@ static fm_status prompt_mtp(fm_model *m, fm_task *t, fm_seg *out, int64_t a, int
   fm_session *s = t->s;
   int64_t first = s->kv.mtp_len > a ? s->kv.mtp_len : a;
   if (first == a && (a == 0 || !s->h_valid)) first = a + 1;
-  *out = (fm_seg){ .seq = &s->kv, .ids = s->ids + first, .index = first, .n = b > first ? b - first : 0,
+  *out = (fm_seg){ .seq = &s->kv, .index = first, .n = b > first ? b - first : 0,
                    .role = (fm_role)s->roles[a] };
   if (!m->drafts || !out->n) return FM_OK;
   if (s->kv.mtp_len != first) s->kv.mtp_first = first;
@@ -203,7 +203,7 @@ static fm_status decode_seg(fm_model *m, fm_task *t) {
   TRY(lay_out_drafts(t));
   t->usage.drafted += t->n_draft;
   m->stats.drafted += t->n_draft;
-  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .ids = s->ids + s->kv.len, .index = s->kv.len, .n = n,
+  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = s->kv.len, .n = n,
                                  .role = FM_GENERATED, .n_logits = n });
 }
 
@@ -269,8 +269,10 @@ static fm_status begin(fm_model *m) {
   fm_work *w = &m->work;
   bool mtp = w->kind == FM_PREFILL_MTP || w->kind == FM_DRAFT;
   int64_t row = 0;
-  for (int64_t i = 0; mtp && i < w->n; i++) {
-    w->seg[i].h = w->h + row * m->cfg.hidden_size;
+  for (int64_t i = 0; i < w->n; i++) {
+    // only now: the ids may have moved as they grew, and so may the states
+    if (w->kind != FM_DRAFT || w->depth == 0) w->seg[i].ids = w->task[i]->s->ids + w->seg[i].index;
+    if (mtp) w->seg[i].h = w->h + row * m->cfg.hidden_size;
     row += w->seg[i].n;
   }
   TRY(fm_pass_begin(&w->pass, &m->net, w->seg, w->n, mtp));

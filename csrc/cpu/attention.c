@@ -1,0 +1,508 @@
+/*
+** attention.c - attention over the paged cache: MLA expanded (prompts), MLA absorbed (decoding), GQA.
+** Keys are taken in blocks of FM_PAGE at absolute indices, by an online softmax that keeps a maximum, a sum and
+** an output for each query. A query's bits hang on its own blocks alone: in a block where it sees keys lo..hi the
+** scores are dots, the output takes p[j] * v[j] in increasing j, and the sum of p is taken by PARTS partial sums.
+** So neither the cut into chunks nor the queries beside it nor the thread matter.
+*/
+#include "cpu/cpu.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+enum {
+  TILE = 32,            /* queries whose scores stand in scratch at once */
+  PARTS = 8,            /* partial sums of the probabilities of a block */
+  PANEL = 16,           /* rows of kv_b converted at once when queries are absorbed */
+  HEADS = 8,            /* heads that share a page's rows in a decode item */
+  ROWS = 32,            /* rows of a decode item */
+  GQA_ROWS = 64         /* rows of a gqa item */
+};
+
+/* ---- o += p v ---- */
+
+/* o[i] += sum over j < keys of p[i*ldp + j] * v[j*ldv ..], in increasing j, one fused multiply-add each; i < n.
+   Same bits in every form below: they differ in how many elements go side by side. */
+typedef void (*mix_fn)(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
+                       const float *v, int64_t ldv, int64_t keys, int64_t dim);
+
+static void mix_plain(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
+                      const float *v, int64_t ldv, int64_t keys, int64_t dim) {
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t j = 0; j < keys; j++) s->axpy(o + i * ldo, p[i * ldp + j], v + j * ldv, dim);
+}
+
+#if defined(__x86_64__)
+
+#define AVX2 __attribute__((target("avx2,fma")))
+
+/* 4 queries x 16 elements in registers. */
+AVX2 static void mix_4x16(float *o, int64_t ldo, const float *p, int64_t ldp, const float *v, int64_t ldv,
+                          int64_t keys) {
+  __m256 acc[4][2];
+  for (int i = 0; i < 4; i++)
+    acc[i][0] = _mm256_loadu_ps(o + i * ldo), acc[i][1] = _mm256_loadu_ps(o + i * ldo + 8);
+  for (int64_t j = 0; j < keys; j++) {
+    __m256 v0 = _mm256_loadu_ps(v + j * ldv), v1 = _mm256_loadu_ps(v + j * ldv + 8);
+    for (int i = 0; i < 4; i++) {
+      __m256 a = _mm256_broadcast_ss(p + i * ldp + j);
+      acc[i][0] = _mm256_fmadd_ps(a, v0, acc[i][0]);
+      acc[i][1] = _mm256_fmadd_ps(a, v1, acc[i][1]);
+    }
+  }
+  for (int i = 0; i < 4; i++)
+    _mm256_storeu_ps(o + i * ldo, acc[i][0]), _mm256_storeu_ps(o + i * ldo + 8, acc[i][1]);
+}
+
+/* One query x 64 elements. */
+AVX2 static void mix_1x64(float *o, const float *p, const float *v, int64_t ldv, int64_t keys) {
+  __m256 acc[8];
+  for (int i = 0; i < 8; i++) acc[i] = _mm256_loadu_ps(o + 8 * i);
+  for (int64_t j = 0; j < keys; j++) {
+    __m256 a = _mm256_broadcast_ss(p + j);
+    for (int i = 0; i < 8; i++) acc[i] = _mm256_fmadd_ps(a, _mm256_loadu_ps(v + j * ldv + 8 * i), acc[i]);
+  }
+  for (int i = 0; i < 8; i++) _mm256_storeu_ps(o + 8 * i, acc[i]);
+}
+
+static void mix_wide(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
+                     const float *v, int64_t ldv, int64_t keys, int64_t dim) {
+  int64_t fours = n / 4 * 4, done4 = dim / 16 * 16, done1 = dim / 64 * 64;
+  for (int64_t c = 0; c < done4; c += 16)
+    for (int64_t i = 0; i < fours; i += 4)
+      mix_4x16(o + i * ldo + c, ldo, p + i * ldp, ldp, v + c, ldv, keys);
+  for (int64_t i = fours; i < n; i++)
+    for (int64_t c = 0; c < done1; c += 64) mix_1x64(o + i * ldo + c, p + i * ldp, v + c, ldv, keys);
+  if (done4 < dim) mix_plain(s, o + done4, ldo, fours, p, ldp, v + done4, ldv, keys, dim - done4);
+  if (done1 < dim)
+    mix_plain(s, o + fours * ldo + done1, ldo, n - fours, p + fours * ldp, ldp, v + done1, ldv, keys,
+              dim - done1);
+}
+
+static mix_fn mix_choose(const fm_simd *s) {
+  return s != &fm_simd_plain && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? mix_wide
+                                                                                                : mix_plain;
+}
+
+#else
+
+static mix_fn mix_choose(const fm_simd *s) { (void)s; return mix_plain; }
+
+#endif
+
+/* ---- the routine that all three share ---- */
+
+typedef struct work {
+  const fm_simd *simd;
+  mix_fn mix;
+  const fm_attn *a;
+  const void *pieces;
+  int64_t n_pieces, per_item, n_parts;   /* heads of an item; head parts that a piece has */
+  float *scratch; int64_t stride;        /* (workers, stride) */
+} work;
+
+/* Keys first .. first + n - 1 in f32; n <= FM_PAGE, first at a page's start. */
+typedef struct block {
+  int64_t first, n;
+  const float *k; int64_t ldk, dim_k;
+  const float *v; int64_t ldv, dim_v;
+} block;
+
+/* n queries; query i stands at index + i * step. step 0: heads of one row. */
+typedef struct queries {
+  int64_t n, index, step, first_key;
+  const float *q; int64_t ldq;
+  float *o; int64_t ldo;
+  float *max, *sum;                      /* (n) */
+  float *p;                              /* (TILE, FM_PAGE) scratch */
+} queries;
+
+static int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* No key seen yet: maximum -inf, all else zero. */
+static void begin(const queries *q, int64_t dim) {
+  for (int64_t i = 0; i < q->n; i++) {
+    q->max[i] = -INFINITY;
+    q->sum[i] = 0;
+    memset(q->o + i * q->ldo, 0, (size_t)dim * sizeof *q->o);
+  }
+}
+
+static void finish(const queries *q, int64_t dim) {
+  for (int64_t i = 0; i < q->n; i++) {
+    float *o = q->o + i * q->ldo;
+    if (q->max[i] == -INFINITY && q->sum[i] == 0) continue;   // saw nothing: stays zero
+    float inverse = 1.0f / q->sum[i];
+    for (int64_t e = 0; e < dim; e++) o[e] *= inverse;
+  }
+}
+
+/* Scores p[lo..hi] become probabilities against the new maximum; what was gathered is scaled to it. */
+static void soften(const work *w, const queries *q, int64_t i, float *p, int64_t lo, int64_t hi, int64_t dim) {
+  float max = q->max[i], old = max, part[PARTS] = { 0 }, padded[FM_PAGE] = { 0 };
+  for (int64_t j = lo; j <= hi; j++) {
+    p[j] *= w->a->scale;
+    if (p[j] > max) max = p[j];
+  }
+  w->simd->exp_sub(p + lo, p + lo, max, hi - lo + 1);
+  memcpy(padded + lo, p + lo, (size_t)(hi - lo + 1) * sizeof *p);
+  for (int64_t j = 0; j < FM_PAGE; j += PARTS)
+    for (int64_t l = 0; l < PARTS; l++) part[l] += padded[j + l];
+  for (int64_t half = PARTS / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; l++) part[l] += part[l + half];
+  if (old == -INFINITY) {
+    q->sum[i] += part[0];
+  } else if (old == max) {
+    q->sum[i] += part[0];
+  } else {
+    float shrink, *o = q->o + i * q->ldo;
+    w->simd->exp_sub(&shrink, &old, max, 1);
+    q->sum[i] = q->sum[i] * shrink + part[0];
+    for (int64_t e = 0; e < dim; e++) o[e] *= shrink;
+  }
+  q->max[i] = max;
+}
+
+/* Queries i0 .. i0 + n - 1, n <= TILE, all of which see a key of the block. */
+static void attend_tile(const work *w, const block *b, const queries *q, int64_t i0, int64_t n) {
+  int64_t lo = max64(q->first_key - b->first, 0), at = q->index + i0 * q->step - b->first;
+  int64_t last = min64(at + (n - 1) * q->step, b->n - 1);
+  w->simd->gemm(q->p + lo, FM_PAGE, q->q + i0 * q->ldq, q->ldq, n, b->k + lo * b->ldk, b->ldk, last - lo + 1,
+                b->dim_k);
+  for (int64_t i = 0; i < n; i++)
+    soften(w, q, i0 + i, q->p + i * FM_PAGE, lo, min64(at + i * q->step, b->n - 1), b->dim_v);
+  for (int64_t i = 0; i < n; i += 4) {
+    int64_t rows = min64(4, n - i), all = min64(at + i * q->step, b->n - 1) + 1;   // keys that all of them see
+    float *o = q->o + (i0 + i) * q->ldo;
+    const float *p = q->p + i * FM_PAGE;
+    w->mix(w->simd, o, q->ldo, rows, p + lo, FM_PAGE, b->v + lo * b->ldv, b->ldv, all - lo, b->dim_v);
+    for (int64_t r = 1; r < rows; r++) {
+      int64_t more = min64(at + (i + r) * q->step, b->n - 1) + 1 - all;
+      if (more > 0)
+        w->mix(w->simd, o + r * q->ldo, q->ldo, 1, p + r * FM_PAGE + all, FM_PAGE, b->v + all * b->ldv, b->ldv,
+               more, b->dim_v);
+    }
+  }
+}
+
+static void attend(const work *w, const block *b, const queries *q) {
+  int64_t from = max64(b->first, q->first_key), i = 0;   // the block's first key that may be seen
+  if (from >= b->first + b->n) return;
+  if (q->index < from) i = q->step ? from - q->index : q->n;
+  for (; i < q->n; i += TILE) attend_tile(w, b, q, i, min64(TILE, q->n - i));
+}
+
+/* Columns c0 .. c0+cols-1 of the first n rows of page `number` in f32: in place, or converted into buf. */
+static const float *page_rows(const work *w, const fm_span *s, int64_t number, int64_t n, int64_t c0,
+                              int64_t cols, float *buf, int64_t *ld) {
+  const fm_cache *k = w->a->cache;
+  const char *page = k->base + s->pages[number] * k->page_stride;
+  *ld = k->width;
+  if (k->dtype == FM_F32) return (const float *)(const void *)page + c0;
+  fm_mat m = { .data = page, .dtype = k->dtype, .rows = n, .cols = k->width };
+  *ld = cols;
+  w->simd->convert(buf, cols, &m, 0, n, c0, cols);
+  return buf;
+}
+
+static int64_t round16(int64_t n) { return (n + 15) / 16 * 16; }
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* Arena scratch for all workers, w->stride floats each; it must be taken here, as the arena knows one thread. */
+static fm_status take_scratch(fm_ctx *c, work *w) {
+  int64_t size = w->stride * fm_pool_threads(((fm_cpu *)c->dev)->pool) * (int64_t)sizeof(float);
+  w->scratch = fm_arena_alloc(&c->arena, size);
+  return w->scratch ? FM_OK : fm_no_memory(&c->err, size);
+}
+
+/* Rows r0 .. r0 + n - 1 of a span. */
+typedef struct piece { const fm_span *span; int64_t r0, n; } piece;
+
+/* Cuts the spans into pieces of at most `rows`, the later ones of a span first: they see more keys. */
+static fm_status cut(fm_ctx *c, work *w, int64_t rows) {
+  const fm_attn *a = w->a;
+  int64_t total = 0;
+  for (int64_t s = 0; s < a->n_spans; s++) total += ceil_div(a->span[s].n, rows);
+  piece *out = fm_arena_alloc(&c->arena, total * (int64_t)sizeof *out);
+  if (!out) return fm_no_memory(&c->err, total * (int64_t)sizeof *out);
+  w->pieces = out;
+  w->n_pieces = total;
+  for (int64_t s = 0; s < a->n_spans; s++)
+    for (int64_t k = ceil_div(a->span[s].n, rows) - 1; k >= 0; k--)
+      *out++ = (piece){ a->span + s, k * rows, min64(rows, a->span[s].n - k * rows) };
+  return FM_OK;
+}
+
+static int64_t longest(const fm_attn *a) {
+  int64_t n = 0;
+  for (int64_t s = 0; s < a->n_spans; s++) n = max64(n, a->span[s].n);
+  return n;
+}
+
+/* ---- MLA, expanded: an item is one head of one piece ---- */
+
+typedef struct prompt_buf { float *w, *latent, *k, *v, *p, *max, *sum; } prompt_buf;
+
+/* Lays out a worker's scratch from `base`; returns its length. */
+static int64_t prompt_layout(prompt_buf *b, float *base, const fm_attn *a, int64_t rows) {
+  int64_t out = a->nope + a->v_head_dim, at = 0;
+  // base may be NULL: then only the length counts
+#define PART(field, len) (b->field = base ? base + at : NULL, at += round16(len))
+  PART(w, a->kv_b->dtype == FM_F32 ? 0 : out * a->rank);
+  PART(latent, a->cache->dtype == FM_F32 ? 0 : FM_PAGE * a->cache->width);
+  PART(k, FM_PAGE * (a->nope + a->rope));
+  PART(v, FM_PAGE * a->v_head_dim);
+  PART(p, TILE * FM_PAGE);
+  PART(max, rows);
+  PART(sum, rows);
+  return at;
+}
+
+/* The head's keys and values of the page's first n tokens. */
+static void expand(const work *w, const prompt_buf *t, const fm_span *s, int64_t number, const float *kv_b,
+                   block *b) {
+  const fm_attn *a = w->a;
+  int64_t ld;
+  const float *row = page_rows(w, s, number, b->n, 0, a->rank + a->rope, t->latent, &ld);
+  w->simd->gemm(t->k, b->ldk, row, ld, b->n, kv_b, a->rank, a->nope, a->rank);
+  w->simd->gemm(t->v, b->ldv, row, ld, b->n, kv_b + a->nope * a->rank, a->rank, a->v_head_dim, a->rank);
+  for (int64_t j = 0; j < b->n; j++)
+    memcpy(t->k + j * b->ldk + a->nope, row + j * ld + a->rank, (size_t)a->rope * sizeof *row);
+}
+
+static void prompt_item(void *arg, int64_t item, int worker) {
+  const work *w = arg;
+  const fm_attn *a = w->a;
+  const piece *e = (const piece *)w->pieces + item / a->n_heads;
+  const fm_span *s = e->span;
+  int64_t head = item % a->n_heads, out = a->nope + a->v_head_dim, qk = a->nope + a->rope;
+  prompt_buf t;
+  prompt_layout(&t, w->scratch + worker * w->stride, a, e->n);
+  const float *kv_b = t.w;
+  if (a->kv_b->dtype == FM_F32) kv_b = (const float *)a->kv_b->data + head * out * a->rank;
+  else w->simd->convert(t.w, a->rank, a->kv_b, head * out, out, 0, a->rank);
+  int64_t row = s->row + e->r0, end = s->index + e->r0 + e->n;
+  queries q = { .n = e->n, .index = s->index + e->r0, .step = 1, .first_key = s->first_key,
+                .q = a->q + row * a->ldq + head * qk, .ldq = a->ldq,
+                .o = a->out + row * a->ldo + head * a->v_head_dim, .ldo = a->ldo,
+                .max = t.max, .sum = t.sum, .p = t.p };
+  begin(&q, a->v_head_dim);
+  for (int64_t at = s->first_key / FM_PAGE * FM_PAGE; at < end; at += FM_PAGE) {
+    block b = { .first = at, .n = min64(FM_PAGE, end - at), .k = t.k, .ldk = qk, .dim_k = qk,
+                .v = t.v, .ldv = a->v_head_dim, .dim_v = a->v_head_dim };
+    expand(w, &t, s, at / FM_PAGE, kv_b, &b);
+    attend(w, &b, &q);
+  }
+  finish(&q, a->v_head_dim);
+}
+
+static fm_status prompt_run(fm_ctx *c, work *w) {
+  fm_pool *pool = ((fm_cpu *)c->dev)->pool;
+  const fm_attn *a = w->a;
+  prompt_buf t;
+  // a piece expands all its keys again, so pieces are as few as keep the threads busy
+  int64_t wanted = fm_pool_threads(pool) > 1 ? 2 * fm_pool_threads(pool) : 1;
+  int64_t parts = ceil_div(wanted, max64(1, a->n_heads * a->n_spans));
+  int64_t rows = max64(FM_PAGE, ceil_div(longest(a), parts));
+  TRY(cut(c, w, rows));
+  w->stride = prompt_layout(&t, NULL, a, min64(rows, longest(a)));
+  TRY(take_scratch(c, w));
+  fm_pool_for(pool, w->n_pieces * a->n_heads, prompt_item, w);
+  return FM_OK;
+}
+
+static fm_status in_arena(fm_ctx *c, const fm_attn *a, fm_status (*run)(fm_ctx *c, work *w)) {
+  fm_cpu *d = (fm_cpu *)c->dev;
+  work w = { .simd = d->simd, .mix = mix_choose(d->simd), .a = a };
+  if (longest(a) == 0) return FM_OK;
+  fm_mark mark = fm_arena_mark(&c->arena);
+  fm_status status = run(c, &w);
+  fm_arena_release(&c->arena, mark);
+  return status;
+}
+
+fm_status fm_cpu_mla_prompt(fm_ctx *c, const fm_attn *a) { return in_arena(c, a, prompt_run); }
+
+/* ---- MLA, absorbed: an item is some heads of some rows, of any spans ---- */
+
+typedef struct row_ref { const fm_span *span; int64_t i; } row_ref;
+
+typedef struct decode_buf { float *panel, *page, *p, *q, *o, *max, *sum; } decode_buf;
+
+/* q (rows, heads, rank + rope), o (rows, heads, rank). */
+static int64_t decode_layout(decode_buf *b, float *base, const fm_attn *a, int64_t rows, int64_t heads) {
+  int64_t at = 0;
+  PART(panel, a->kv_b->dtype == FM_F32 ? 0 : PANEL * a->rank);
+  PART(page, a->cache->dtype == FM_F32 ? 0 : FM_PAGE * a->cache->width);
+  PART(p, TILE * FM_PAGE);
+  PART(q, rows * heads * (a->rank + a->rope));
+  PART(o, rows * heads * a->rank);
+  PART(max, rows * heads);
+  PART(sum, rows * heads);
+#undef PART
+  return at;
+}
+
+static int64_t pass_row(const row_ref *r) { return r->span->row + r->i; }
+
+/* How many refs from r on stand in neighbouring rows of the pass. */
+static int64_t run_length(const row_ref *r, int64_t n) {
+  int64_t len = 1;
+  while (len < n && pass_row(r + len) == pass_row(r) + len) len++;
+  return len;
+}
+
+/* q_hat = W_UK^T q_nope for one head of n rows, the rotated part behind it; the sum runs over increasing i. */
+static void absorb(const work *w, const decode_buf *t, const row_ref *r, int64_t n, int64_t head, float *q,
+                   int64_t ldq) {
+  const fm_attn *a = w->a;
+  int64_t qk = a->nope + a->rope, r0 = head * (a->nope + a->v_head_dim);
+  for (int64_t i = 0; i < n; i++) {
+    const float *from = a->q + pass_row(r + i) * a->ldq + head * qk;
+    memset(q + i * ldq, 0, (size_t)a->rank * sizeof *q);
+    memcpy(q + i * ldq + a->rank, from + a->nope, (size_t)a->rope * sizeof *q);
+  }
+  for (int64_t i = 0; i < a->nope; i += PANEL) {
+    int64_t k = min64(PANEL, a->nope - i);
+    const float *panel = t->panel;
+    if (a->kv_b->dtype == FM_F32) panel = (const float *)a->kv_b->data + (r0 + i) * a->rank;
+    else w->simd->convert(t->panel, a->rank, a->kv_b, r0 + i, k, 0, a->rank);
+    for (int64_t f = 0, len; f < n; f += len) {
+      len = run_length(r + f, n - f);
+      w->mix(w->simd, q + f * ldq, ldq, len, a->q + pass_row(r + f) * a->ldq + head * qk + i, a->ldq, panel,
+             a->rank, k, a->rank);
+    }
+  }
+}
+
+/* All rows r[0..n) of one span over its pages: a page is read once for them. */
+static void latent_attention(const work *w, const decode_buf *t, const row_ref *r, int64_t n, int64_t f0,
+                             int64_t heads) {
+  const fm_attn *a = w->a;
+  const fm_span *s = r->span;
+  int64_t width = a->rank + a->rope, end = s->index + r[n - 1].i + 1;
+  for (int64_t at = s->first_key / FM_PAGE * FM_PAGE; at < end; at += FM_PAGE) {
+    block b = { .first = at, .n = min64(FM_PAGE, end - at), .dim_k = width, .dim_v = a->rank };
+    b.k = b.v = page_rows(w, s, at / FM_PAGE, b.n, 0, width, t->page, &b.ldk);
+    b.ldv = b.ldk;
+    for (int64_t i = 0; i < n; i++) {
+      int64_t f = (f0 + i) * heads;
+      queries q = { .n = heads, .index = s->index + r[i].i, .first_key = s->first_key,
+                    .q = t->q + f * width, .ldq = width, .o = t->o + f * a->rank, .ldo = a->rank,
+                    .max = t->max + f, .sum = t->sum + f, .p = t->p };
+      attend(w, &b, &q);
+    }
+  }
+}
+
+static void decode_item(void *arg, int64_t item, int worker) {
+  const work *w = arg;
+  const fm_attn *a = w->a;
+  int64_t r0 = item / w->n_parts * w->per_item, n = min64(w->per_item, w->n_pieces - r0);
+  int64_t most = ceil_div(a->n_heads, w->n_parts), h0 = item % w->n_parts * most;
+  int64_t heads = min64(most, a->n_heads - h0), width = a->rank + a->rope;
+  const row_ref *r = (const row_ref *)w->pieces + r0;
+  decode_buf t;
+  if (heads <= 0) return;
+  decode_layout(&t, w->scratch + worker * w->stride, a, n, heads);
+  for (int64_t h = 0; h < heads; h++) absorb(w, &t, r, n, h0 + h, t.q + h * width, heads * width);
+  queries all = { .n = n * heads, .o = t.o, .ldo = a->rank, .max = t.max, .sum = t.sum };
+  begin(&all, a->rank);
+  for (int64_t f = 0, len; f < n; f += len) {
+    for (len = 1; f + len < n && r[f + len].span == r[f].span; len++) {}
+    latent_attention(w, &t, r + f, len, f, heads);
+  }
+  finish(&all, a->rank);
+  for (int64_t h = 0; h < heads; h++)
+    for (int64_t f = 0, len; f < n; f += len) {
+      len = min64(8, run_length(r + f, n - f));   // gemv takes up to eight rows
+      w->simd->gemv(a->out + pass_row(r + f) * a->ldo + (h0 + h) * a->v_head_dim, a->ldo,
+                    t.o + (f * heads + h) * a->rank, heads * a->rank, len, a->kv_b,
+                    (h0 + h) * (a->nope + a->v_head_dim) + a->nope, a->v_head_dim);
+    }
+}
+
+static fm_status decode_run(fm_ctx *c, work *w) {
+  fm_pool *pool = ((fm_cpu *)c->dev)->pool;
+  const fm_attn *a = w->a;
+  int64_t threads = fm_pool_threads(pool), total = 0;
+  decode_buf t;
+  for (int64_t s = 0; s < a->n_spans; s++) total += a->span[s].n;
+  row_ref *r = fm_arena_alloc(&c->arena, total * (int64_t)sizeof *r);
+  if (!r) return fm_no_memory(&c->err, total * (int64_t)sizeof *r);
+  w->pieces = r;
+  w->n_pieces = total;
+  for (int64_t s = 0; s < a->n_spans; s++)
+    for (int64_t i = 0; i < a->span[s].n; i++) *r++ = (row_ref){ a->span + s, i };
+  // first fewer heads an item, then fewer rows, until every thread has one
+  int64_t per_thread = a->n_heads * ceil_div(total, ROWS) / threads;
+  int64_t heads = min64(a->n_heads, max64(1, min64(HEADS, per_thread)));
+  w->per_item = min64(total, per_thread ? ROWS : max64(1, min64(ROWS, total * a->n_heads / threads)));
+  w->n_parts = ceil_div(a->n_heads, heads);
+  w->stride = decode_layout(&t, NULL, a, w->per_item, ceil_div(a->n_heads, w->n_parts));
+  TRY(take_scratch(c, w));
+  fm_pool_for(pool, ceil_div(total, w->per_item) * w->n_parts, decode_item, w);
+  return FM_OK;
+}
+
+fm_status fm_cpu_mla_decode(fm_ctx *c, const fm_attn *a) { return in_arena(c, a, decode_run); }
+
+/* ---- GQA: an item is one piece and some of the query heads of one key head ---- */
+
+static int64_t gqa_stride(const fm_attn *a, int64_t rows, int64_t heads) {
+  int64_t pages = a->cache->dtype == FM_F32 ? 0 : 2 * round16(FM_PAGE * a->nope);
+  return pages + TILE * FM_PAGE + 2 * round16(rows * heads);
+}
+
+static void gqa_item(void *arg, int64_t item, int worker) {
+  const work *w = arg;
+  const fm_attn *a = w->a;
+  int64_t per_kv = a->n_heads / a->n_kv_heads, parts = w->n_parts, dim = a->nope;
+  const piece *e = (const piece *)w->pieces + item / (parts * a->n_kv_heads);
+  const fm_span *s = e->span;
+  int64_t kv = item / parts % a->n_kv_heads, h0 = item % parts * w->per_item;
+  int64_t heads = min64(w->per_item, per_kv - h0), first = kv * per_kv + h0;
+  int64_t row = s->row + e->r0, end = s->index + e->r0 + e->n;
+  float *p = w->scratch + worker * w->stride, *max = p + TILE * FM_PAGE, *sum = max + round16(e->n * heads);
+  float *buf_k = sum + round16(e->n * heads), *buf_v = buf_k + round16(FM_PAGE * dim);
+  // one row: its heads go side by side; else the rows of one head do
+  int64_t sets = e->n == 1 ? 1 : heads, each = e->n == 1 ? heads : e->n;
+  queries q = { .n = each, .index = s->index + e->r0, .step = e->n == 1 ? 0 : 1, .first_key = s->first_key,
+                .ldq = e->n == 1 ? dim : a->ldq, .ldo = e->n == 1 ? dim : a->ldo, .p = p };
+  for (int pass = 0; pass < 3; pass++)      // begin, the blocks, finish
+    for (int64_t at = pass == 1 ? s->first_key / FM_PAGE * FM_PAGE : end - 1; at < end; at += FM_PAGE) {
+      block b = { .first = at, .n = min64(FM_PAGE, end - at), .dim_k = dim, .dim_v = dim };
+      if (pass == 1) {
+        b.k = page_rows(w, s, at / FM_PAGE, b.n, kv * dim, dim, buf_k, &b.ldk);
+        b.v = page_rows(w, s, at / FM_PAGE, b.n, (a->n_kv_heads + kv) * dim, dim, buf_v, &b.ldv);
+      }
+      for (int64_t h = 0; h < sets; h++) {
+        q.q = a->q + row * a->ldq + (first + h) * dim;
+        q.o = a->out + row * a->ldo + (first + h) * dim;
+        q.max = max + h * each, q.sum = sum + h * each;
+        if (pass == 0) begin(&q, dim);
+        else if (pass == 1) attend(w, &b, &q);
+        else finish(&q, dim);
+      }
+    }
+}
+
+static fm_status gqa_run(fm_ctx *c, work *w) {
+  fm_pool *pool = ((fm_cpu *)c->dev)->pool;
+  const fm_attn *a = w->a;
+  int64_t per_kv = a->n_heads / a->n_kv_heads, threads = fm_pool_threads(pool);
+  TRY(cut(c, w, GQA_ROWS));
+  w->per_item = max64(1, min64(per_kv, per_kv * w->n_pieces * a->n_kv_heads / threads));
+  w->n_parts = ceil_div(per_kv, w->per_item);
+  w->stride = gqa_stride(a, min64(GQA_ROWS, longest(a)), w->per_item);
+  TRY(take_scratch(c, w));
+  fm_pool_for(pool, w->n_pieces * a->n_kv_heads * w->n_parts, gqa_item, w);
+  return FM_OK;
+}
+
+fm_status fm_cpu_gqa(fm_ctx *c, const fm_attn *a) { return in_arena(c, a, gqa_run); }
