@@ -1,0 +1,105 @@
+# fathom: an embeddable engine for the DeepSeek family, used from Lua 5.4.
+
+CC      ?= gcc
+CLANG   ?= clang
+LUA     ?= lua5.4
+PREFIX  ?= /usr/local
+BUILD   ?= build
+OPT     ?= -O2 -g
+SAN     ?=
+FUZZ_SECONDS ?= 60
+
+WARN    = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
+# no contraction by the compiler: every fused multiply-add is written where it is meant
+CFLAGS  = -std=gnu11 $(OPT) $(SAN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread $(WARN) -Icsrc $(LUA_INC)
+LUA_INC ?= $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
+LIBS    = -lcjson -lpcre2-8 -lutf8proc -lm -ldl -pthread
+
+CORE    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/base/*.c csrc/op/*.c csrc/cpu/*.c csrc/io/*.c csrc/model/*.c csrc/run/*.c))
+BIND    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/bind/*.c))
+CTESTS  = $(patsubst spec/c/%.c,$(BUILD)/test/%,$(wildcard spec/c/*_test.c))
+FUZZERS = $(patsubst spec/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard spec/fuzz/*_fuzz.c))
+TOKENIZERS = $(patsubst spec/data/tokenizers/%/tokenizer.json.xz,$(BUILD)/data/tokenizers/%/tokenizer.json,$(wildcard spec/data/tokenizers/*/tokenizer.json.xz))
+export LUA_PATH  = lua/?.lua;lua/?/init.lua;;
+export LUA_CPATH = $(BUILD)/?.so;;
+export FATHOM_BUILD = $(BUILD)
+
+.PHONY: all demo test lint asan tsan memcheck fuzz bench format install clean help deps
+all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so   ## build the module and the libraries (default)
+
+$(BUILD)/obj/%.o: csrc/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
+-include $(CORE:.o=.d) $(BIND:.o=.d)
+
+$(BUILD)/fathom.so: $(CORE) $(BIND)
+	$(CC) $(SAN) -shared -Wl,--exclude-libs,ALL -Wl,--version-script=csrc/bind/fathom.map -o $@ $^ $(LIBS)
+$(BUILD)/libfathom.so: $(CORE)
+	$(CC) $(SAN) -shared -o $@ $^ $(LIBS)
+$(BUILD)/libfathom.a: $(CORE)
+	@rm -f $@
+	ar rcs $@ $^
+$(BUILD)/test/%: spec/c/%.c $(BUILD)/libfathom.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+$(BUILD)/generate: examples/host_c/generate.c $(BUILD)/libfathom.a
+	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+$(BUILD)/roofline: examples/bench/roofline.c $(BUILD)/libfathom.a
+	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+$(BUILD)/data/tokenizers/%/tokenizer.json: spec/data/tokenizers/%/tokenizer.json.xz
+	@mkdir -p $(@D)
+	xz -dc $< > $@.part && mv $@.part $@
+	cp spec/data/tokenizers/$*/tokenizer_config.json $(@D)/
+$(BUILD)/fuzz/%: spec/fuzz/%.c $(wildcard csrc/*/*.h csrc/base/*.c csrc/io/*.c)
+	@mkdir -p $(@D)
+	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< $(wildcard csrc/base/*.c csrc/io/*.c) $(LIBS)
+
+deps:                      ## install what is missing for building (apt)
+	@sh .ci/deps.sh build
+demo: deps                 ## build, then show the main job on the model that comes along
+	@$(MAKE) --no-print-directory -s all
+	$(LUA) examples/01_generate.lua
+test:                      ## build and run every spec and C test
+	@sh .ci/deps.sh build test
+	@$(MAKE) --no-print-directory -s run-tests
+run-tests: all $(CTESTS) $(TOKENIZERS) $(BUILD)/generate
+	$(LUA) spec/run.lua $(CTESTS)
+lint:                      ## warnings of two compilers as errors, luacheck
+	@sh .ci/deps.sh build lint
+	@for c in $(CC) $(CLANG); do command -v $$c >/dev/null || { echo "lint: no $$c, skipped"; continue; }; \
+	  for f in csrc/*/*.c spec/c/*.c examples/*/*.c; do $$c $(CFLAGS) -Werror -fsyntax-only $$f || exit 1; done; done
+	luacheck -q lua lua/bin/fathom examples spec
+asan:                      ## everything under AddressSanitizer and UBSan
+	@$(MAKE) --no-print-directory -s run-tests BUILD=$(BUILD)/asan OPT="-O1 -g" \
+	  SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" FATHOM_ASAN=1
+tsan:                      ## the C tests under ThreadSanitizer
+	@$(MAKE) --no-print-directory -s BUILD=$(BUILD)/tsan OPT="-O1 -g" SAN="-fsanitize=thread" run-c-tests
+run-c-tests: $(CTESTS) $(TOKENIZERS)
+	@for t in $(CTESTS); do echo "== $$t"; $$t || exit 1; done
+memcheck: $(CTESTS)        ## the C tests under valgrind
+	@for t in $(CTESTS); do valgrind -q --error-exitcode=9 --leak-check=full $$t || exit 1; done
+fuzz: $(FUZZERS)           ## each parser for FUZZ_SECONDS (clang)
+	@for f in $(FUZZERS); do n=$$(basename $$f); mkdir -p $(BUILD)/fuzz/corpus/$$n; \
+	  echo "== $$n, $(FUZZ_SECONDS) s"; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 -print_final_stats=1 \
+	  $(BUILD)/fuzz/corpus/$$n $$(ls -d spec/fuzz/corpus/$$n 2>/dev/null) || exit 1; done
+bench: all $(BUILD)/roofline   ## speed beside what this machine can do
+	@sh .ci/deps.sh build
+	$(BUILD)/roofline bf16
+	$(BUILD)/roofline f8
+	$(LUA) lua/bin/fathom bench
+	$(LUA) examples/bench/pocket_tasks.lua
+format:                    ## clang-format over the C files
+	clang-format -i csrc/*/*.[ch] csrc/*.h spec/c/*.c
+install: all               ## to PREFIX: module, Lua files, command, libraries, header, pocket
+	install -d $(PREFIX)/lib/lua/5.4 $(PREFIX)/share/lua/5.4/fathom $(PREFIX)/bin $(PREFIX)/include
+	install -m 755 $(BUILD)/fathom.so $(PREFIX)/lib/lua/5.4/
+	install -m 644 $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(PREFIX)/lib/
+	install -m 644 csrc/fathom.h $(PREFIX)/include/
+	cp -r lua/fathom/. $(PREFIX)/share/lua/5.4/fathom/
+	install -d $(PREFIX)/share/lua/5.4/fathom/pocket
+	install -m 644 examples/pocket/*.json examples/pocket/*.safetensors examples/pocket/MODEL.md $(PREFIX)/share/lua/5.4/fathom/pocket/
+	install -m 755 lua/bin/fathom $(PREFIX)/bin/
+clean:                     ## remove the build
+	rm -rf $(BUILD)
+help:                      ## this list
+	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
