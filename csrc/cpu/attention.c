@@ -43,19 +43,22 @@ static void mix_plain(const fm_simd *s, float *o, int64_t ldo, int64_t n, const 
 /* 4 queries x 16 elements in registers. */
 AVX2 static void mix_4x16(float *o, int64_t ldo, const float *p, int64_t ldp, const float *v, int64_t ldv,
                           int64_t keys) {
-  __m256 acc[4][2];
-  for (int i = 0; i < 4; i++)
-    acc[i][0] = _mm256_loadu_ps(o + i * ldo), acc[i][1] = _mm256_loadu_ps(o + i * ldo + 8);
-  for (int64_t j = 0; j < keys; j++) {
-    __m256 v0 = _mm256_loadu_ps(v + j * ldv), v1 = _mm256_loadu_ps(v + j * ldv + 8);
-    for (int i = 0; i < 4; i++) {
-      __m256 a = _mm256_broadcast_ss(p + i * ldp + j);
-      acc[i][0] = _mm256_fmadd_ps(a, v0, acc[i][0]);
-      acc[i][1] = _mm256_fmadd_ps(a, v1, acc[i][1]);
-    }
+  __m256 a0 = _mm256_loadu_ps(o), a1 = _mm256_loadu_ps(o + 8);
+  __m256 b0 = _mm256_loadu_ps(o + ldo), b1 = _mm256_loadu_ps(o + ldo + 8);
+  __m256 c0 = _mm256_loadu_ps(o + 2 * ldo), c1 = _mm256_loadu_ps(o + 2 * ldo + 8);
+  __m256 d0 = _mm256_loadu_ps(o + 3 * ldo), d1 = _mm256_loadu_ps(o + 3 * ldo + 8);
+  for (int64_t j = 0; j < keys; j++, v += ldv) {
+    __m256 v0 = _mm256_loadu_ps(v), v1 = _mm256_loadu_ps(v + 8), f;
+    __builtin_prefetch(v + 16);          // the next column's turn: a stride of ldv hides it from the hardware
+    f = _mm256_broadcast_ss(p + j), a0 = _mm256_fmadd_ps(f, v0, a0), a1 = _mm256_fmadd_ps(f, v1, a1);
+    f = _mm256_broadcast_ss(p + ldp + j), b0 = _mm256_fmadd_ps(f, v0, b0), b1 = _mm256_fmadd_ps(f, v1, b1);
+    f = _mm256_broadcast_ss(p + 2 * ldp + j), c0 = _mm256_fmadd_ps(f, v0, c0), c1 = _mm256_fmadd_ps(f, v1, c1);
+    f = _mm256_broadcast_ss(p + 3 * ldp + j), d0 = _mm256_fmadd_ps(f, v0, d0), d1 = _mm256_fmadd_ps(f, v1, d1);
   }
-  for (int i = 0; i < 4; i++)
-    _mm256_storeu_ps(o + i * ldo, acc[i][0]), _mm256_storeu_ps(o + i * ldo + 8, acc[i][1]);
+  _mm256_storeu_ps(o, a0), _mm256_storeu_ps(o + 8, a1);
+  _mm256_storeu_ps(o + ldo, b0), _mm256_storeu_ps(o + ldo + 8, b1);
+  _mm256_storeu_ps(o + 2 * ldo, c0), _mm256_storeu_ps(o + 2 * ldo + 8, c1);
+  _mm256_storeu_ps(o + 3 * ldo, d0), _mm256_storeu_ps(o + 3 * ldo + 8, d1);
 }
 
 /* One query x 64 elements. */
@@ -155,9 +158,7 @@ static void soften(const work *w, const queries *q, int64_t i, float *p, int64_t
     for (int64_t l = 0; l < PARTS; l++) part[l] += padded[j + l];
   for (int64_t half = PARTS / 2; half > 0; half /= 2)
     for (int64_t l = 0; l < half; l++) part[l] += part[l + half];
-  if (old == -INFINITY) {
-    q->sum[i] += part[0];
-  } else if (old == max) {
+  if (old == max || old == -INFINITY) {
     q->sum[i] += part[0];
   } else {
     float shrink, *o = q->o + i * q->ldo;
@@ -176,8 +177,10 @@ static void attend_tile(const work *w, const block *b, const queries *q, int64_t
                 b->dim_k);
   for (int64_t i = 0; i < n; i++)
     soften(w, q, i0 + i, q->p + i * FM_PAGE, lo, min64(at + i * q->step, b->n - 1), b->dim_v);
-  for (int64_t i = 0; i < n; i += 4) {
-    int64_t rows = min64(4, n - i), all = min64(at + i * q->step, b->n - 1) + 1;   // keys that all of them see
+  // below the diagonal all see the whole block; on it they go by fours
+  int64_t most = at >= b->n - 1 || !q->step ? n : 4;
+  for (int64_t i = 0; i < n; i += most) {
+    int64_t rows = min64(most, n - i), all = min64(at + i * q->step, b->n - 1) + 1;   // keys that all of them see
     float *o = q->o + (i0 + i) * q->ldo;
     const float *p = q->p + i * FM_PAGE;
     w->mix(w->simd, o, q->ldo, rows, p + lo, FM_PAGE, b->v + lo * b->ldv, b->ldv, all - lo, b->dim_v);

@@ -6,7 +6,7 @@ local build = {}
 build.__index = build
 
 --- Starts a prompt.
--- @param tok table  encode(text) -> ids | nil, err; added(text) -> id | nil
+-- @param tok table  encode(text) -> ids | nil, err; added(text) -> id | nil; decode(ids) -> text
 function build.new(tok) return setmetatable({ tok = tok, out = {}, pending = {} }, build) end
 
 local function flush(self)
@@ -49,6 +49,40 @@ function build:literal(text)
     at = stop + 1
   end
   return self:text(text:sub(at))
+end
+
+local function last_index(ids, id)
+  for i = #ids, 1, -1 do
+    if ids[i] == id then return i end
+  end
+end
+
+--- Appends a reply by the very ids that were sampled, so that their cache stays good.
+-- @param reply table|nil  { ids =, opened = whether the prompt ended inside a think block }
+-- @param thoughts string  "keep", "drop" (what follows the last </think> stays as it is) or "strip" (and its
+--                         leading newlines go)
+-- @return boolean  false: nothing was appended, take the message's content
+function build:reply(reply, thoughts)
+  if not reply then return false end
+  local ids = reply.ids
+  local close = self.tok.added("</think>")
+  if thoughts == "keep" then
+    self:ids(ids)
+    return true
+  end
+  if not close then return false end
+  local cut = last_index(ids, close) or (reply.opened and #ids or 0)
+  local from = cut + 1
+  while thoughts == "strip" and cut > 0 and from <= #ids do
+    local text = self.tok.decode { ids[from] }
+    local rest = text:gsub("^\n+", "")
+    if rest == text then break end
+    self:text(rest)
+    from = from + 1
+    if rest ~= "" then break end
+  end
+  self:ids(table.move(ids, from, #ids, 1, {}))
+  return true
 end
 
 --- The ids of everything appended.

@@ -63,13 +63,11 @@ function deepseek.v3(how)
       elseif m.role == "assistant" then
         -- after outputs the model goes on by itself (the template for calls says <｜Assistant｜> again)
         if not is_tool(messages[i - 1]) then b:literal(ASSISTANT) end
-        if m.ids and not (how.drop_thoughts and m.opened) then
-          b:ids(m.ids)
-        else
-          local content = m.full or m.content or ""
+        if not b:reply(m.reply, how.drop_thoughts and "drop" or "keep") then
+          local content = m.content or ""
           b:text(how.drop_thoughts and after_thoughts(content) or content)
           -- (the templates drop the calls of a message whose content is "" rather than null)
-          if m.calls and not m.full then fenced_calls(b, m.calls) end
+          if m.calls then fenced_calls(b, m.calls) end
         end
         b:literal(EOS)
       end
@@ -92,11 +90,7 @@ function deepseek.v31(b, messages, o)
     elseif m.role == "assistant" then
       if last_user then b:literal(ASSISTANT .. "<think></think>") end
       last_user = false
-      if m.ids and not m.opened then
-        b:ids(m.ids)
-      elseif m.full then
-        b:text(after_thoughts(m.full))
-      else
+      if not b:reply(m.reply, "drop") then
         local content = m.content or ""
         b:text(m.calls and content or is_tool(messages[i - 1]) and content or content:match("</think>(.*)$") or content)
         for j, call in ipairs(m.calls or {}) do
@@ -126,13 +120,25 @@ function deepseek.v2(b, messages, o)
     elseif m.role == "assistant" then
       if m.calls then return "the deepseek-v2 template has no place for tool calls" end
       b:literal("Assistant:")
-      if m.ids then b:ids(m.ids) else b:literal(" "):text(m.content) end
+      if not b:reply(m.reply, "keep") then b:literal(" "):text(m.content) end
       b:literal(EOS)
     else
       return "the deepseek-v2 template has no place for tool messages"
     end
   end
   if o.add_generation_prompt then b:literal("Assistant:") end
+end
+
+local OPEN = "<think>\n"
+
+local function pocket_content(b, m, going_on)
+  local content = m.content or ""
+  if m.reasoning and going_on then
+    b:literal(OPEN):text(m.reasoning):literal("\n</think>\n\n")
+  elseif content:find("</think>", 1, true) then
+    content = after_thoughts(content):gsub("^\n+", "")
+  end
+  b:text(content)
 end
 
 --- Pocket: R1's, but thoughts stay while the same user turn goes on.
@@ -149,21 +155,17 @@ function deepseek.pocket(b, messages, o)
       output(b, messages, i, true)
     elseif m.role == "assistant" then
       if not is_tool(messages[i - 1]) then b:literal(ASSISTANT) end
-      local thoughts = m.reasoning and i > last_user and m.reasoning
-      if m.ids and (i > last_user or not m.reasoning) then
-        b:ids(m.opening or {}):ids(m.ids)
-      else
-        local content = m.full or m.content or ""
-        if thoughts then b:literal("<think>\n"):text(thoughts):literal("\n</think>\n\n")
-        elseif content:find("</think>", 1, true) then content = after_thoughts(content):gsub("^\n+", "") end
-        b:text(content)
-        if m.calls and not m.full then fenced_calls(b, m.calls) end
+      local going_on = i > last_user
+      if going_on and m.reply and m.reply.opened then b:literal(OPEN) end
+      if not b:reply(m.reply, going_on and "keep" or "strip") then
+        pocket_content(b, m, going_on)
+        if m.calls then fenced_calls(b, m.calls) end
       end
       b:literal(EOS)
     end
   end
   if o.add_generation_prompt and not is_tool(messages[#messages]) then
-    b:literal(ASSISTANT .. (o.think == false and "" or "<think>\n"))
+    b:literal(ASSISTANT .. (o.think == false and "" or OPEN))
   end
 end
 

@@ -1,0 +1,107 @@
+--- sampling.lua - the options of a generation: their names, checks and defaults.
+--
+-- Defaults: temperature and top_p (and top_k) are those of generation_config.json where it says do_sample, else 0.6
+-- and 0.95. max_tokens is 1,024 or what the context has left. The seed is drawn. MTP drafts are used where
+-- the checkpoint has them; they never change what is sampled.
+
+local options = require "fathom.options"
+
+local sampling = {}
+local is = options.is
+
+local function share(v) return type(v) == "number" and v > 0 and v <= 1, "a number above 0 and up to 1" end
+local function part(v) return type(v) == "number" and v >= 0 and v <= 1, "a number from 0 to 1" end
+local function above_zero(v) return type(v) == "number" and v > 0 and v < math.huge, "a number above 0" end
+local function finite(v) return type(v) == "number" and v == v and math.abs(v) < math.huge, "a finite number" end
+
+local function stops(v)
+  local ok = type(v) == "string" and v ~= ""
+  if type(v) == "table" then
+    ok = true
+    for _, s in ipairs(v) do ok = ok and type(s) == "string" and s ~= "" end
+  end
+  return ok, "a string or a list of strings, none of them empty"
+end
+
+local function biases(v)
+  local ok = type(v) == "table"
+  for id, bias in pairs(ok and v or {}) do
+    ok = ok and math.type(id) == "integer" and type(bias) == "number"
+  end
+  return ok, "a table from token ids to numbers"
+end
+
+local function logprobs(v)
+  return type(v) == "boolean" or is.count(0)(v), "true, false or how many alternatives to give"
+end
+
+--- What goes to the sampler, name -> check.
+sampling.known = {
+  max_tokens = is.count(0), temperature = is.at_least(0), top_k = is.count(0), top_p = share, min_p = part,
+  repeat_penalty = above_zero, presence_penalty = finite, frequency_penalty = finite, logit_bias = biases,
+  seed = is.integer, n = is.count(1), stop = stops, logprobs = logprobs, schema = is.any, grammar = is.any,
+  tools = is.table, think = is.boolean, ignore_eos = is.boolean, template = is.string,
+  mtp = is.one_of(is.boolean, is.count(0), is.word "auto"),
+}
+
+local MAX_TOKENS = 1024
+
+--- Defaults of a model, from its generation_config.json.
+function sampling.defaults(generation_config)
+  local g = generation_config or {}
+  local samples = g.do_sample == true
+  return { max_tokens = MAX_TOKENS, temperature = samples and tonumber(g.temperature) or 0.6,
+           top_p = samples and tonumber(g.top_p) or 0.95, top_k = samples and math.tointeger(tonumber(g.top_k)) or nil }
+end
+
+--- A fresh seed, 53 bits so that it survives any JSON reader.
+function sampling.draw_seed()
+  local f = io.open("/dev/urandom", "rb")
+  local bytes = f and f:read(8)
+  if f then f:close() end
+  if bytes and #bytes == 8 then return string.unpack("<I8", bytes) >> 11 end
+  local address = tonumber(tostring({}):match("0x(%x+)") or "0", 16)
+  return (os.time() * 1000003 + math.floor(os.clock() * 1e6) * 7919 + address) & ((1 << 53) - 1)
+end
+
+-- true, false, "auto" or a number -> the core's -1 (as loaded), 0 (none), k
+function sampling.drafts(mtp)
+  if mtp == nil or mtp == true or mtp == "auto" then return -1 end
+  if mtp == false then return 0 end
+  return math.tointeger(mtp)
+end
+
+--- Names what this version refuses, as code and sentence; nil where everything is fine.
+function sampling.refused(o)
+  for _, name in ipairs { "schema", "grammar" } do
+    if o[name] ~= nil then return ("option '%s' is not in this version"):format(name) end
+  end
+end
+
+--- The core's options for one sample.
+-- @param o table       checked options with defaults
+-- @param sample number which of n samples
+function sampling.core(o, sample)
+  local top = o.logprobs
+  if top == true then top = 0 end
+  local stop = o.stop
+  if type(stop) == "string" then stop = { stop } end
+  return {
+    max_tokens = math.tointeger(o.max_tokens), temperature = o.temperature + 0.0, top_k = math.tointeger(o.top_k),
+    top_p = o.top_p, min_p = o.min_p, repeat_penalty = o.repeat_penalty, presence_penalty = o.presence_penalty,
+    frequency_penalty = o.frequency_penalty, logit_bias = o.logit_bias, seed = math.tointeger(o.seed),
+    sample = sample or 0, stop = stop, logprobs = top and math.tointeger(top) or false,
+    mtp = sampling.drafts(o.mtp), ignore_eos = o.ignore_eos or false,
+  }
+end
+
+--- Lays options over defaults over more defaults.
+function sampling.merge(...)
+  local out = {}
+  for i = select("#", ...), 1, -1 do
+    for k, v in pairs((select(i, ...))) do out[k] = v end
+  end
+  return out
+end
+
+return sampling
