@@ -462,37 +462,55 @@ static int64_t gqa_stride(const fm_attn *a, int64_t rows, int64_t heads) {
   return pages + TILE * FM_PAGE + 2 * round16(rows * heads);
 }
 
+/* The heads of an item: one row's heads go side by side, else the rows of one head do. */
+typedef struct gqa_set { queries q; int64_t n_sets, next; } gqa_set;
+
+static queries gqa_queries(const gqa_set *g, int64_t set) {
+  queries q = g->q;
+  q.q += set * g->next;
+  q.o += set * g->next;
+  q.max += set * q.n;
+  q.sum += set * q.n;
+  return q;
+}
+
+static void gqa_blocks(const work *w, const gqa_set *g, const fm_span *s, int64_t end, int64_t kv, float *buf) {
+  const fm_attn *a = w->a;
+  int64_t dim = a->nope;
+  for (int64_t at = s->first_key / FM_PAGE * FM_PAGE; at < end; at += FM_PAGE) {
+    block b = { .first = at, .n = min64(FM_PAGE, end - at), .dim_k = dim, .dim_v = dim };
+    b.k = page_rows(w, s, at / FM_PAGE, b.n, kv * dim, dim, buf, &b.ldk);
+    b.v = page_rows(w, s, at / FM_PAGE, b.n, (a->n_kv_heads + kv) * dim, dim, buf + round16(FM_PAGE * dim), &b.ldv);
+    for (int64_t i = 0; i < g->n_sets; i++) {
+      queries q = gqa_queries(g, i);
+      attend(w, &b, &q);
+    }
+  }
+}
+
 static void gqa_item(void *arg, int64_t item, int worker) {
   const work *w = arg;
   const fm_attn *a = w->a;
-  int64_t per_kv = a->n_heads / a->n_kv_heads, parts = w->n_parts, dim = a->nope;
-  const piece *e = (const piece *)w->pieces + item / (parts * a->n_kv_heads);
-  const fm_span *s = e->span;
-  int64_t kv = item / parts % a->n_kv_heads, h0 = item % parts * w->per_item;
-  int64_t heads = min64(w->per_item, per_kv - h0), first = kv * per_kv + h0;
-  int64_t row = s->row + e->r0, end = s->index + e->r0 + e->n;
+  int64_t per_kv = a->n_heads / a->n_kv_heads, dim = a->nope;
+  const piece *e = (const piece *)w->pieces + item / (w->n_parts * a->n_kv_heads);
+  int64_t kv = item / w->n_parts % a->n_kv_heads, h0 = item % w->n_parts * w->per_item;
+  int64_t heads = min64(w->per_item, per_kv - h0), first = kv * per_kv + h0, row = e->span->row + e->r0;
   float *p = w->scratch + worker * w->stride, *max = p + TILE * FM_PAGE, *sum = max + round16(e->n * heads);
-  float *buf_k = sum + round16(e->n * heads), *buf_v = buf_k + round16(FM_PAGE * dim);
-  // one row: its heads go side by side; else the rows of one head do
-  int64_t sets = e->n == 1 ? 1 : heads, each = e->n == 1 ? heads : e->n;
-  queries q = { .n = each, .index = s->index + e->r0, .step = e->n == 1 ? 0 : 1, .first_key = s->first_key,
-                .ldq = e->n == 1 ? dim : a->ldq, .ldo = e->n == 1 ? dim : a->ldo, .p = p };
-  for (int pass = 0; pass < 3; pass++)      // begin, the blocks, finish
-    for (int64_t at = pass == 1 ? s->first_key / FM_PAGE * FM_PAGE : end - 1; at < end; at += FM_PAGE) {
-      block b = { .first = at, .n = min64(FM_PAGE, end - at), .dim_k = dim, .dim_v = dim };
-      if (pass == 1) {
-        b.k = page_rows(w, s, at / FM_PAGE, b.n, kv * dim, dim, buf_k, &b.ldk);
-        b.v = page_rows(w, s, at / FM_PAGE, b.n, (a->n_kv_heads + kv) * dim, dim, buf_v, &b.ldv);
-      }
-      for (int64_t h = 0; h < sets; h++) {
-        q.q = a->q + row * a->ldq + (first + h) * dim;
-        q.o = a->out + row * a->ldo + (first + h) * dim;
-        q.max = max + h * each, q.sum = sum + h * each;
-        if (pass == 0) begin(&q, dim);
-        else if (pass == 1) attend(w, &b, &q);
-        else finish(&q, dim);
-      }
-    }
+  bool one = e->n == 1;
+  gqa_set g = { .n_sets = one ? 1 : heads, .next = dim,
+                .q = { .n = one ? heads : e->n, .index = e->span->index + e->r0, .step = one ? 0 : 1,
+                       .first_key = e->span->first_key, .q = a->q + row * a->ldq + first * dim,
+                       .ldq = one ? dim : a->ldq, .o = a->out + row * a->ldo + first * dim,
+                       .ldo = one ? dim : a->ldo, .max = max, .sum = sum, .p = p } };
+  for (int64_t i = 0; i < g.n_sets; i++) {
+    queries q = gqa_queries(&g, i);
+    begin(&q, dim);
+  }
+  gqa_blocks(w, &g, e->span, e->span->index + e->r0 + e->n, kv, sum + round16(e->n * heads));
+  for (int64_t i = 0; i < g.n_sets; i++) {
+    queries q = gqa_queries(&g, i);
+    finish(&q, dim);
+  }
 }
 
 static fm_status gqa_run(fm_ctx *c, work *w) {

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef const fm_backend *(*open_fn)(void);
 
@@ -35,10 +36,12 @@ fm_status fm_backend_find(const fm_backend **out, int *index, const char *device
   const char *slash = strrchr(here.dli_fname, '/');
   int dir = slash ? (int)(slash - here.dli_fname) : 1;
   snprintf(path, sizeof path, "%.*s/fathom_%s.so", dir, slash ? here.dli_fname : ".", name);
+  if (access(path, F_OK) != 0)
+    return fm_fail(err, FM_EDEVICE, "%s: no fathom_%s.so beside %s", name, name, here.dli_fname);
   void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!lib) {
     const char *why = dlerror();
-    return fm_fail(err, FM_EDEVICE, "%s: %s", device, why ? why : "its library cannot be opened");
+    return fm_fail(err, FM_EDEVICE, "%s: %s", name, why ? why : "its library cannot be opened");
   }
   snprintf(symbol, sizeof symbol, "fm_backend_open_%s", name);
   open_fn open = (open_fn)(uintptr_t)dlsym(lib, symbol);

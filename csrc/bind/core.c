@@ -1,0 +1,155 @@
+/*
+** core.c - luaopen_fathom_core: devices, plan, loader.
+*/
+#include "bind/bind.h"
+
+#include <string.h>
+
+fm_load_options fm_bind_load_options(lua_State *L, int index) {
+  fm_load_options o = fm_load_options_default();
+  o.device = fm_bind_str(L, index, "device", NULL);
+  o.dtype = fm_bind_str(L, index, "dtype", NULL);
+  o.cache_dtype = fm_bind_str(L, index, "cache_dtype", NULL);
+  o.ctx = fm_bind_int(L, index, "ctx", 0);
+  o.seqs = fm_bind_int(L, index, "seqs", 0);
+  lua_Integer threads = fm_bind_int(L, index, "threads", 0), mtp = fm_bind_int(L, index, "mtp", -1);
+  o.threads = threads < 0 || threads > 4096 ? -1 : (int)threads;
+  o.mtp = mtp < -1 || mtp > 4096 ? 4096 : (int)mtp;
+  o.verify = fm_bind_bool(L, index, "verify", false);
+  return o;
+}
+
+static int core_devices(lua_State *L) {
+  fm_ctx c;
+  fm_error err;
+  int64_t total = 0, avail = 0;
+  const char *simd;
+  int threads;
+  if (fm_ctx_open(&c, "cpu", 0, &err) != FM_OK) return fm_bind_fail(L, &err);
+  c.ops->memory(c.dev, &total, &avail);
+  c.ops->info(c.dev, &simd, &threads);
+  fm_ctx_close(&c);
+  lua_createtable(L, 1, 0);
+  lua_createtable(L, 0, 5);
+  lua_pushliteral(L, "cpu");
+  lua_setfield(L, -2, "name");
+  lua_pushstring(L, simd);
+  lua_setfield(L, -2, "simd");
+  lua_pushinteger(L, threads);
+  lua_setfield(L, -2, "threads");
+  lua_pushinteger(L, total);
+  lua_setfield(L, -2, "total");
+  lua_pushinteger(L, avail);
+  lua_setfield(L, -2, "free");
+  lua_rawseti(L, -2, 1);
+  if (fm_ctx_open(&c, "cuda", 0, &err) == FM_OK) {
+    fm_ctx_close(&c);
+    return 1;
+  }
+  lua_pushstring(L, err.message);
+  return 2;
+}
+
+static int core_plan(lua_State *L) {
+  const char *dir = luaL_checkstring(L, 1);
+  fm_load_options o = fm_bind_load_options(L, 2);
+  fm_plan p;
+  fm_error err;
+  if (fm_plan_make(&p, dir, &o, &err) != FM_OK) return fm_bind_fail(L, &err);
+  const struct { const char *key; int64_t v; } whole[] = { { "parameters", p.parameters }, { "weights", p.weights },
+    { "cache", p.cache }, { "scratch", p.scratch }, { "ctx", p.ctx }, { "seqs", p.seqs }, { "max_ctx", p.max_ctx },
+    { "memory", p.memory } };
+  lua_createtable(L, 0, 8);
+  for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
+    lua_pushinteger(L, whole[i].v);
+    lua_setfield(L, -2, whole[i].key);
+  }
+  return 1;
+}
+
+static int core_error(lua_State *L) {
+  static const char *const field[] = { "code", "message", "hint" };
+  lua_settop(L, 3);
+  lua_createtable(L, 0, 3);
+  for (int i = 0; i < 3; i++) {
+    if (i < 2) luaL_checkstring(L, i + 1);
+    lua_pushvalue(L, i + 1);
+    lua_setfield(L, -2, field[i]);
+  }
+  luaL_setmetatable(L, FM_CERROR);
+  return 1;
+}
+
+static int error_tostring(lua_State *L) {
+  lua_getfield(L, 1, "message");
+  lua_getfield(L, 1, "code");
+  lua_pushfstring(L, "%s (%s)", lua_tostring(L, -2), lua_tostring(L, -1));
+  if (lua_getfield(L, 1, "hint") == LUA_TSTRING) lua_pushfstring(L, "%s; %s", lua_tostring(L, -2), lua_tostring(L, -1));
+  else lua_pop(L, 1);
+  return 1;
+}
+
+/* ---- loader ---------------------------------------------------------------------------------------- */
+
+static int core_loader(lua_State *L) {
+  const char *dir = luaL_checkstring(L, 1);
+  fm_load_options o = fm_bind_load_options(L, 2);
+  fm_handle *h = fm_bind_new(L, FM_CLOADER);
+  fm_loader *l;
+  fm_error err;
+  if (fm_loader_open(&l, dir, &o, &err) != FM_OK) return fm_bind_fail(L, &err);
+  h->p = l;
+  return 1;
+}
+
+static int l_close(lua_State *L) {
+  fm_handle *h = luaL_checkudata(L, 1, FM_CLOADER);
+  fm_loader_close(h->p);
+  h->p = NULL;
+  return 0;
+}
+
+static int l_step(lua_State *L) {
+  int64_t done, total;
+  fm_error err;
+  if (fm_loader_step(fm_bind_get(L, 1, FM_CLOADER), &done, &total, &err) != FM_OK) return fm_bind_fail(L, &err);
+  lua_pushinteger(L, done);
+  lua_pushinteger(L, total);
+  return 2;
+}
+
+static int l_finish(lua_State *L) {
+  fm_loader *l = fm_bind_get(L, 1, FM_CLOADER);
+  fm_handle *h = fm_bind_new(L, FM_CMODEL);
+  fm_model *m;
+  fm_error err;
+  if (fm_loader_finish(l, &m, &err) != FM_OK) return fm_bind_fail(L, &err);
+  h->p = m;
+  return 1;
+}
+
+static int l_tostring(lua_State *L) {
+  fm_handle *h = luaL_checkudata(L, 1, FM_CLOADER);
+  lua_pushstring(L, h->p ? "fathom.core.loader" : "fathom.core.loader (closed)");
+  return 1;
+}
+
+int luaopen_fathom_core(lua_State *L) {
+  static const luaL_Reg loader[] = { { "step", l_step }, { "finish", l_finish }, { NULL, NULL } };
+  static const luaL_Reg functions[] = { { "devices", core_devices }, { "plan", core_plan },
+    { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "error", core_error }, { NULL, NULL } };
+  luaL_checkversion(L);
+  luaL_newmetatable(L, FM_CERROR);
+  lua_pushcfunction(L, error_tostring);
+  lua_setfield(L, -2, "__tostring");
+  lua_pop(L, 1);
+  fm_bind_class(L, FM_CLOADER, loader, l_close, l_tostring);
+  fm_bind_open_tensor(L);
+  fm_bind_open_tokenizer(L);
+  fm_bind_open_model(L);
+  fm_bind_open_session(L);
+  luaL_newlib(L, functions);
+  lua_pushstring(L, fm_version());
+  lua_setfield(L, -2, "version");
+  return 1;
+}

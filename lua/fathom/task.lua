@@ -1,0 +1,171 @@
+--- task.lua - one generation under way: started when its session is free, drained as the engine goes on.
+
+local fault = require "fathom.fault"
+local reply = require "fathom.reply"
+local sampling = require "fathom.sampling"
+
+local task = {}
+
+local methods = {}
+task.methods = methods
+
+task.mt = {
+  __name = "fathom.task",
+  __index = methods,
+  __tostring = function(t)
+    local state = not t.done and (t.core and "running" or "queued") or t.err and "failed" or t.result.finish
+    return ("fathom task (%s, %d tokens)"):format(state, t.usage.completion)
+  end,
+}
+
+-- How long one turn of the engine is while somebody blocks for a result, in ms.
+local SLICE_MS = 50
+
+local function no_usage()
+  return { prompt = 0, cached = 0, completion = 0, drafted = 0, accepted = 0, prefill_ms = 0.0, decode_ms = 0.0 }
+end
+
+--- Makes a task and gives it to the engine.
+-- @param slot table   { engine =, core = core session, current = the task that runs }
+-- @param o table      checked options with defaults and seed
+-- @param how table    prepare() -> ids | nil, err, called when the task starts; finished(task), called when it is
+--                     over and before anybody sees that; sample: which of n samples
+-- @return task
+function task.new(slot, o, how)
+  local t = setmetatable({ done = false, usage = no_usage(), slot = slot, engine = slot.engine, model = how.model,
+                           options = o, how = how, queue = {}, }, task.mt)
+  slot.engine:add(t)
+  return t
+end
+
+--- A task that failed before it began.
+function task.failed(slot, err, how)
+  local t = setmetatable({ done = true, usage = no_usage(), slot = slot, engine = slot.engine, err = err,
+                           how = how or {}, queue = {} }, task.mt)
+  return t
+end
+
+-- ---- driven by the engine -----------------------------------------------------------------------------------
+
+-- Ends the task: tells its owner, then everybody.
+local function over(self)
+  if self.core then
+    self.usage = self.core:usage()
+    if self.result then self.result.usage = self.core:usage() end
+    self.core:close()
+    self.core = nil
+  end
+  if self.slot.current == self then self.slot.current = nil end
+  self.engine:remove(self)
+  if self.how.finished then self.how.finished(self) end
+  self.done = true
+  self.engine:pump()
+end
+
+local function finish(self, state)
+  if self.reply then
+    self.result = self.reply:result(state)
+  else
+    self.result = { text = "", think = "", answer = "", tool_calls = {}, ids = {}, finish = state, usage = no_usage() }
+  end
+  self.result.seed = self.options.seed
+  over(self)
+end
+
+--- Ends the task with an error.
+function methods:fail(err)
+  if self.done then return end
+  self.err = err
+  over(self)
+end
+
+--- Called by the engine when the session is free.
+function methods:start()
+  local ids, err = self.how.prepare()
+  if not ids then return self:fail(err) end
+  if #ids == 0 then
+    return self:fail(fault.new("format", "the prompt is empty: at least one token is needed"))
+  end
+  local core
+  core, err = self.slot.core:task(ids, sampling.core(self.options, self.how.sample))
+  if not core then return self:fail(err) end
+  self.slot.current, self.core, self.prompt = self, core, ids
+  self.reply = reply.new(self.engine.core, self.engine.marks, reply.opened(self.engine.marks, ids),
+                         self.options.logprobs)
+  self.engine.moves = self.engine.moves + 1
+end
+
+local function take_pieces(self, pieces)
+  for _, piece in ipairs(pieces) do self.queue[#self.queue + 1] = piece end
+end
+
+--- Called by the engine after a step: takes what was sampled, notices the end.
+function methods:drain()
+  while true do
+    local token = self.core:next()
+    if not token then break end
+    self.engine.moves = self.engine.moves + 1
+    take_pieces(self, self.reply:take(token))
+  end
+  local state = self.core:state()
+  if state == "running" then
+    self.usage = self.core:usage()
+  elseif state == "failed" then
+    self:fail(self.core:error())
+  else
+    take_pieces(self, self.reply:rest())
+    finish(self, state)
+  end
+end
+
+-- ---- for users ----------------------------------------------------------------------------------------------
+
+-- One turn of waiting: yields where that is possible, else works.
+local function wait_a_little(self, ms)
+  if coroutine.isyieldable() then
+    coroutine.yield { task = self, model = self.model }
+  else
+    self.engine:step(ms)
+  end
+end
+
+--- Waits for the end. Inside a coroutine it yields { task =, model = } and looks again when resumed; elsewhere it works.
+-- @return result, or nil, err when the task failed
+-- @usage local result = assert(session:ask("Hi"):wait())
+function methods:wait()
+  while not self.done do wait_a_little(self, SLICE_MS) end
+  if self.err then return nil, self.err end
+  return self.result
+end
+
+--- Stops the task; what it has said stays in task.result, with finish "cancelled".
+function methods:cancel()
+  if self.done then return end
+  if not self.core then return finish(self, "cancelled") end
+  self.core:cancel()
+  self:drain()
+end
+
+--- The pieces as they come; leaving the loop cancels the task. Raises task.err when the task fails.
+-- @return iterator over text, info (channel, ids, logprobs)
+-- @usage for piece, info in task:pieces() do io.write(piece) end
+function methods:pieces()
+  local function stop() self:cancel() end
+  local guard = setmetatable({}, { __close = stop, __gc = stop })
+  local at = 0
+  local function next_piece()
+    while guard do
+      local piece = self.queue[at + 1]
+      if piece then
+        at = at + 1
+        return piece.text, piece.info
+      end
+      if self.done and self.err then error(self.err, 0) end
+      if self.done then return nil end
+      wait_a_little(self, 0)
+    end
+  end
+  return next_piece, nil, nil, guard
+end
+
+return task
