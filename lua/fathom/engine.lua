@@ -118,19 +118,29 @@ function engine:text_ids(text)
   return ids
 end
 
+--- Checks options that only the model can judge; raises at the caller's line.
+function engine:check_options(what, o)
+  if o.template and not chat.named(o.template) then
+    local near = options.nearest(o.template, chat.names())
+    options.raise(("%s: unknown template '%s' (did you mean '%s'?)"):format(what, o.template, near))
+  end
+  local size = self.core:vocab_size()
+  for id in pairs(o.logit_bias or {}) do
+    if id < 0 or id >= size then
+      options.raise(("%s: logit_bias names id %d, outside the vocabulary of %d"):format(what, id, size))
+    end
+  end
+  if type(o.logprobs) == "number" and o.logprobs > size then
+    options.raise(("%s: logprobs is %d, the vocabulary has %d"):format(what, o.logprobs, size))
+  end
+end
+
 --- Messages to ids.
 -- @param o table  template, think, tools, add_generation_prompt
 function engine:render(messages, o)
   local ok, err = self:need_tokenizer()
   if not ok then return nil, err end
-  local name = self.template
-  if o.template then
-    name = chat.named(o.template)
-    if not name then
-      local near = options.nearest(o.template, chat.names())
-      options.raise(("unknown template '%s' (did you mean '%s'?)"):format(o.template, near))
-    end
-  end
+  local name = o.template and chat.named(o.template) or self.template
   if not name then return fault.give("unsupported", self.no_template, "name one with template=") end
   local ids
   ids, err = chat.render(messages, { template = name, think = o.think, tools = o.tools, bos = self.bos_text,

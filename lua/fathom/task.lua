@@ -81,7 +81,8 @@ end
 
 --- Called by the engine when the session is free.
 function methods:start()
-  local ids, err = self.how.prepare()
+  local ok, ids, err = pcall(self.how.prepare)
+  if not ok then ids, err = nil, type(ids) == "string" and fault.new("format", ids) or ids end
   if not ids then return self:fail(err) end
   if #ids == 0 then
     return self:fail(fault.new("format", "the prompt is empty: at least one token is needed"))

@@ -1,0 +1,302 @@
+--- session.lua - a conversation: its messages, the core session that caches it, its tasks in order.
+
+local chat = require "fathom.chat"
+local fault = require "fathom.fault"
+local json = require "fathom.json"
+local options = require "fathom.options"
+local sampling = require "fathom.sampling"
+local task = require "fathom.task"
+
+local session = {}
+local methods = {}
+local is = options.is
+
+local known = sampling.merge({ system = is.string, messages = is.table }, sampling.known)
+known.n = nil
+
+local ask_known = sampling.merge({}, sampling.known)
+ask_known.n = nil
+
+-- ---- life -----------------------------------------------------------------------------------------------
+
+local function new(engine, model, core, fields)
+  engine:adopt()
+  local self = setmetatable({ engine = engine, model = model, core = core, list = {}, defaults = {} }, session.mt)
+  for k, v in pairs(fields) do self[k] = v end
+  return self
+end
+
+local function check_open(self)
+  if not self.core then options.raise "attempt to use a closed session" end
+end
+
+local function copy(value)
+  if type(value) ~= "table" or value == json.null then return value end
+  local out = {}
+  for k, v in pairs(value) do out[k] = copy(v) end
+  return setmetatable(out, getmetatable(value))
+end
+
+--- Makes a session; called by model:session.
+function session.new(engine, model, opts)
+  local o = options.check("model:session", opts, known)
+  local refused = sampling.refused(o)
+  if refused then return fault.give("unsupported", refused) end
+  engine:check_options("model:session", o)
+  local list = {}
+  if o.system then list[1] = { role = "system", content = o.system } end
+  if o.messages and #o.messages > 0 then
+    chat.normal(o.messages)
+    for _, m in ipairs(o.messages) do list[#list + 1] = copy(m) end
+  end
+  local core, err = fault.guard(engine.core.session, engine.core)
+  if not core then return nil, err end
+  o.system, o.messages = nil, nil
+  o.seed = o.seed or sampling.draw_seed()
+  return new(engine, model, core, { list = list, defaults = o })
+end
+
+--- Ends the session; its running tasks are cancelled.
+function methods:close()
+  if not self.core then return end
+  for _, t in ipairs(table.move(self.engine.live, 1, #self.engine.live, 1, {})) do
+    if t.slot == self then t:cancel() end
+  end
+  self.core:close()
+  self.core = nil
+  self.engine:release()
+end
+
+-- ---- turns ------------------------------------------------------------------------------------------------
+
+local function is_ids(turn) return type(turn) == "table" and math.type(turn[1]) == "integer" end
+
+-- What somebody says: a string, a message, a list of messages (results of tools), or ids.
+local function new_messages(what, turn)
+  if type(turn) == "string" then return { { role = "user", content = turn } } end
+  if type(turn) ~= "table" then
+    options.raise(("%s: expected text, a message or a list of messages, got %s"):format(what, type(turn)))
+  end
+  local list = turn.role and { turn } or turn
+  chat.normal(list)
+  return copy(list)
+end
+
+local function append(list, more)
+  return table.move(more, 1, #more, #list + 1, table.move(list, 1, #list, 1, {}))
+end
+
+-- Sampled ids without the stop token that closed them: the template brings its own.
+local function said_ids(engine, t)
+  local ids = table.move(t.result.ids, 1, #t.result.ids, 1, {})
+  if not t.options.ignore_eos and engine.eos[ids[#ids]] then ids[#ids] = nil end
+  return ids
+end
+
+local function assistant_message(engine, t)
+  local r = t.result
+  local calls
+  for i, call in ipairs(r.tool_calls) do
+    calls = calls or {}
+    calls[i] = { type = "function", ["function"] = { name = call.name, arguments = call.raw } }
+  end
+  return { role = "assistant", content = r.answer, reasoning_content = r.think ~= "" and r.think or nil,
+           tool_calls = calls, reply = { ids = said_ids(engine, t), opened = t.reply.opened } }
+end
+
+-- A turn that brought nothing (it failed, or was cancelled before the first token) is taken back.
+local function keep_turn(self, t, list)
+  if t.result and #t.result.ids > 0 then
+    list[#list + 1] = assistant_message(self.engine, t)
+    self.list = list
+  end
+end
+
+local function turn_options(self, what, opts, names)
+  local given = options.check(what, opts, names)
+  local o = sampling.merge(given, self.defaults, self.engine.defaults)
+  self.engine:check_options(what, o)
+  return o, sampling.refused(given)
+end
+
+local function ids_turn(self, ids)
+  if self.list[1] then
+    options.raise "session:ask: a session with messages takes no ids: the template would not know them"
+  end
+  self.engine:check_ids("session:ask", ids)
+  return function() return append(self.core:ids(), ids) end
+end
+
+local function message_turn(self, turn, o)
+  local said, list = new_messages("session:ask", turn), nil
+  local function prepare()
+    list = append(self.list, said)
+    return self.engine:render(list, o)
+  end
+  return prepare, function(t) keep_turn(self, t, list) end
+end
+
+--- Says something and gets a task for the reply. Behind a task that still runs it waits its turn.
+-- @param turn string|table  text, a message, a list of messages (results of tools), or a list of ids
+-- @param opts table|nil     options of this turn, over the session's own
+-- @return task; it has failed already where the turn cannot be rendered
+-- @usage local task = session:ask "What is 17 + 25?"
+function methods:ask(turn, opts)
+  check_open(self)
+  local o, refused = turn_options(self, "session:ask", opts, ask_known)
+  if refused then return task.failed(self, fault.new("unsupported", refused)) end
+  local prepare, finished
+  if is_ids(turn) then prepare = ids_turn(self, turn) else prepare, finished = message_turn(self, turn, o) end
+  return task.new(self, o, { model = self.model, prepare = prepare, finished = function(t)
+    if t.reply and finished then finished(t) end
+  end })
+end
+
+--- Says something and loops over the pieces of the reply; leaving the loop cancels it.
+-- @return iterator over piece, info; raises when the task fails
+-- @usage for piece, info in session:stream "Hello!" do io.write(piece) end
+function methods:stream(turn, opts) return self:ask(turn, opts):pieces() end
+
+--- Several answers to one text: the prompt is read once. The session's messages stay as they are.
+-- @param turn string|table  as for ask
+-- @param opts table|nil     n and the options of the turn
+-- @return list of results, or nil, err
+-- @usage local votes = session:sample("Heads or tails?", { n = 5 })
+function methods:sample(turn, opts)
+  check_open(self)
+  local o, refused = turn_options(self, "session:sample", opts, sampling.known)
+  if refused then return fault.give("unsupported", refused) end
+  local said = new_messages("session:sample", turn)
+  return session.fan_out(self, o, function() return self.engine:render(append(self.list, said), o) end)
+end
+
+--- Several replies to one prompt: read once in `slot`, then decoded in forks of it, no more at once than the
+-- engine has room for.
+-- @return list of results, or nil, err
+function session.fan_out(slot, o, prepare)
+  local first = task.new(slot, sampling.merge({ max_tokens = 0 }, o), { model = slot.model, prepare = prepare })
+  local read, why = first:wait()
+  if not read then return nil, why end
+  local engine, results, tasks, started = slot.engine, {}, {}, 0
+  local function start()
+    started = started + 1
+    local core, err = slot.core:fork()
+    if not core then return nil, err end
+    local branch = { engine = engine, core = core }
+    tasks[started] = task.new(branch, o, { model = slot.model, sample = started - 1,
+                                           prepare = function() return first.prompt end,
+                                           finished = function() core:close() end })
+    return true
+  end
+  local n, err = o.n or 1, nil
+  for i = 1, n do
+    while not err and started < n and started < i - 1 + engine.seqs do
+      local _
+      _, err = start()
+    end
+    if tasks[i] and not err then results[i], err = tasks[i]:wait() end
+    if err then break end
+  end
+  for _, t in ipairs(tasks) do t:cancel() end
+  if err then return nil, err end
+  return results
+end
+
+--- A reply that follows a schema. Not in this version.
+-- @return nil, err
+function methods:json(turn, opts)
+  check_open(self)
+  new_messages("session:json", turn)
+  options.check("session:json", opts, ask_known)
+  return fault.give("unsupported", "session:json needs schemas, which are not in this version")
+end
+
+-- ---- copies and files -----------------------------------------------------------------------------------------
+
+--- A second session that goes on from here; what both have said so far is cached once.
+-- @return session, or nil, err
+function methods:fork()
+  check_open(self)
+  local core, err = fault.guard(self.core.fork, self.core)
+  if not core then return nil, err end
+  return new(self.engine, self.model, core, { list = copy(self.list), defaults = copy(self.defaults) })
+end
+
+--- The conversation so far, as messages that render would take.
+-- @return list of { role =, content =, reasoning_content =, tool_calls = }
+function methods:messages()
+  check_open(self)
+  local out = {}
+  for i, m in ipairs(self.list) do
+    out[i] = copy(m)
+    out[i].reply = nil
+  end
+  return out
+end
+
+-- Tools as data: what runs them stays behind.
+local function tools_note(tools)
+  if not tools then return nil end
+  local out = {}
+  for k, tool in pairs(tools) do
+    if type(tool) == "table" then
+      tool = copy(tool)
+      tool.run = nil
+    end
+    out[k] = tool
+  end
+  return out
+end
+
+local function pairs_of(map)
+  if not map then return nil end
+  local out = {}
+  for id, bias in pairs(map) do out[#out + 1] = { id, bias } end
+  return json.array(out)
+end
+
+--- Writes the conversation to a file: ids with their roles, messages, seed and defaults.
+-- @param path string
+-- @return true, or nil, err
+function methods:save(path)
+  check_open(self)
+  options.argument("session:save", "path", path, is.string)
+  local defaults = copy(self.defaults)
+  defaults.tools, defaults.logit_bias = tools_note(defaults.tools), pairs_of(defaults.logit_bias)
+  local note = json.encode { messages = json.array(copy(self.list)), defaults = json.object(defaults) }
+  return fault.guard(self.core.save, self.core, path, note)
+end
+
+--- Reads a conversation back; called by model:restore.
+function session.restore(engine, model, path)
+  local core, note = fault.guard(engine.core.restore, engine.core, path)
+  if not core then return nil, note end
+  local value = json.decode(note or "")
+  local ok = type(value) == "table" and type(value.messages) == "table" and type(value.defaults) == "table"
+  if not ok then
+    core:close()
+    return fault.give("format", path .. " holds a session without its messages")
+  end
+  local defaults, list = {}, {}
+  for k, v in pairs(value.defaults) do defaults[k] = v end
+  for i, m in ipairs(value.messages) do list[i] = copy(m) end
+  if defaults.logit_bias then
+    local map = {}
+    for _, pair in ipairs(defaults.logit_bias) do map[pair[1]] = pair[2] end
+    defaults.logit_bias = map
+  end
+  return new(engine, model, core, { list = list, defaults = defaults })
+end
+
+session.mt = {
+  __name = "fathom.session",
+  __index = methods,
+  __close = methods.close,
+  __gc = methods.close,
+  __tostring = function(self)
+    if not self.core then return "fathom session (closed)" end
+    return ("fathom session (%d messages, %d tokens)"):format(#self.list, self.core:len())
+  end,
+}
+
+return session
