@@ -68,7 +68,7 @@ lint:                      ## warnings of two compilers as errors, luacheck
 	@sh .ci/deps.sh build lint
 	@for c in $(CC) $(CLANG); do command -v $$c >/dev/null || { echo "lint: no $$c, skipped"; continue; }; \
 	  for f in csrc/*/*.c spec/c/*.c examples/*/*.c; do $$c $(CFLAGS) -Werror -fsyntax-only $$f || exit 1; done; done
-	luacheck -q lua lua/bin/fathom examples spec
+	luacheck -q lua $(wildcard lua/bin/fathom) examples spec
 asan:                      ## everything under AddressSanitizer and UBSan
 	@$(MAKE) --no-print-directory -s run-tests BUILD=$(BUILD)/asan OPT="-O1 -g" \
 	  SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" FATHOM_ASAN=1

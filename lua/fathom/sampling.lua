@@ -45,6 +45,7 @@ sampling.known = {
 }
 
 local MAX_TOKENS = 1024
+local MAX_DRAFTS = 7   -- the engine verifies no more rows together
 
 --- Defaults of a model, from its generation_config.json.
 function sampling.defaults(generation_config)
@@ -68,7 +69,7 @@ end
 function sampling.drafts(mtp)
   if mtp == nil or mtp == true or mtp == "auto" then return -1 end
   if mtp == false then return 0 end
-  return math.tointeger(mtp)
+  return math.min(math.tointeger(mtp), MAX_DRAFTS)
 end
 
 --- Names what this version refuses, as code and sentence; nil where everything is fine.
@@ -90,7 +91,7 @@ function sampling.core(o, sample)
     max_tokens = math.tointeger(o.max_tokens), temperature = o.temperature + 0.0, top_k = math.tointeger(o.top_k),
     top_p = o.top_p, min_p = o.min_p, repeat_penalty = o.repeat_penalty, presence_penalty = o.presence_penalty,
     frequency_penalty = o.frequency_penalty, logit_bias = o.logit_bias, seed = math.tointeger(o.seed),
-    sample = sample or 0, stop = stop, logprobs = top and math.tointeger(top) or false,
+    sample = sample or 0, stop = stop, logprobs = top and math.tointeger(top) or nil,
     mtp = sampling.drafts(o.mtp), ignore_eos = o.ignore_eos or false,
   }
 end

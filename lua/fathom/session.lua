@@ -292,7 +292,8 @@ session.mt = {
   __name = "fathom.session",
   __index = methods,
   __close = methods.close,
-  __gc = methods.close,
+  -- at the end of a program what hangs together is collected in any order
+  __gc = function(self) pcall(methods.close, self) end,
   __tostring = function(self)
     if not self.core then return "fathom session (closed)" end
     return ("fathom session (%d messages, %d tokens)"):format(#self.list, self.core:len())

@@ -1,0 +1,43 @@
+--- fathom - an embeddable engine for the DeepSeek family.
+-- @usage
+--   local fathom = require "fathom"
+--   local model = assert(fathom.load(fathom.pocket))
+--   for piece in model:session{}:stream "What is 17 + 25?" do io.write(piece) end
+
+local load = require "fathom.load"
+local chat = require "fathom.chat"
+local tokenizer = require "fathom.tokenizer"
+
+local fathom = { devices = load.devices, plan = load.plan, load = load.load, tokenizer = tokenizer.open,
+                 templates = chat.names }
+
+-- ---- things that are looked up when somebody asks for them --------------------------------------------------
+
+local here = debug.getinfo(1, "S").source:match("^@(.*)init%.lua$") or "./"
+
+local function exists(path)
+  local f = io.open(path, "rb")
+  if f then f:close() end
+  return f ~= nil
+end
+
+-- Beside the library, in a checkout, or where LuaRocks puts a rock's folders.
+local function find_pocket()
+  local rocks = here .. "../../../../lib/luarocks/rocks-" .. _VERSION:match "%d+%.%d+" .. "/fathom/"
+  for _, dir in ipairs { here .. "pocket", here .. "../../examples/pocket", rocks .. "scm-1/examples/pocket",
+                         rocks .. require("fathom.core").version .. "-1/examples/pocket" } do
+    if exists(dir .. "/config.json") then return dir end
+  end
+end
+
+local lazy = {
+  pocket = find_pocket,                                             -- path of the model that comes with fathom
+  version = function() return require("fathom.core").version end,
+}
+
+return setmetatable(fathom, { __index = function(t, key)
+  if not lazy[key] then return nil end
+  local value = lazy[key]()
+  rawset(t, key, value)
+  return value
+end })

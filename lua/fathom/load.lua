@@ -1,0 +1,156 @@
+--- load.lua - from a folder to a model: options of loading, the plan of what it will cost, the loading itself.
+
+local engine = require "fathom.engine"
+local fault = require "fathom.fault"
+local model = require "fathom.model"
+local options = require "fathom.options"
+local sampling = require "fathom.sampling"
+
+local load = {}
+local is = options.is
+
+local known = {
+  device = is.one_of(is.string, is.table), parallel = is.one_of(is.word "auto", is.table),
+  dtype = is.word("auto", "f32", "bf16", "fp8"), cache_dtype = is.word("auto", "bf16", "fp8", "f32"),
+  ctx = is.count(1), seqs = is.count(1), threads = is.count(1), verify = is.boolean, deterministic = is.boolean,
+  mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), progress = is.callable,
+}
+
+local plan_known = sampling.merge({}, known)
+plan_known.progress, plan_known.verify = nil, nil
+
+-- ---- devices ---------------------------------------------------------------------------------------------
+
+-- A name the core knows, or nil, err.
+local function device_of(what, device)
+  if device == nil then return "auto" end
+  if type(device) == "table" then
+    if #device == 1 and type(device[1]) == "string" then return device_of(what, device[1]) end
+    if #device == 0 and next(device) == nil then options.raise(what .. ": option 'device' is an empty list") end
+    return fault.give("unsupported", "several devices, and devices that are only described, are not in this version",
+                      'use device = "cpu"')
+  end
+  if device == "auto" or device == "cpu" then return device end
+  local _, reason = require("fathom.core").devices()
+  if device:find "^cuda" then return fault.give("device", "no CUDA device: " .. tostring(reason), 'use device = "cpu"') end
+  return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto" or "cpu"')
+end
+
+local function core_options(what, o)
+  local device, err = device_of(what, o.device)
+  if not device then return nil, err end
+  if type(o.parallel) == "table" then
+    for _, key in ipairs { "tp", "dp", "pp", "ep" } do
+      if (o.parallel[key] or 1) ~= 1 then
+        return fault.give("unsupported", "running on several devices is not in this version", "leave parallel out")
+      end
+    end
+  end
+  return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, ctx = math.tointeger(o.ctx),
+           seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), verify = o.verify,
+           mtp = sampling.drafts(o.mtp) }
+end
+
+--- The devices of this machine.
+-- @return list of { name =, ... }, and why there is no CUDA device
+function load.devices() return require("fathom.core").devices() end
+
+-- ---- plan ------------------------------------------------------------------------------------------------
+
+local function bytes(n)
+  if n >= 1 << 30 then return ("%.2f GiB"):format(n / (1 << 30)) end
+  if n >= 1 << 20 then return ("%.1f MiB"):format(n / (1 << 20)) end
+  return ("%.1f KiB"):format(n / 1024)
+end
+
+local function count(n)
+  if n >= 1e9 then return ("%.2f billion"):format(n / 1e9) end
+  if n >= 1e6 then return ("%.2f million"):format(n / 1e6) end
+  return ("%d"):format(n)
+end
+
+local plan_methods = {}
+
+--- The plan as a table for people to read.
+-- @return string of several lines
+function plan_methods:report()
+  local lines = {}
+  local function line(name, value) lines[#lines + 1] = ("  %-12s %16s"):format(name, value) end
+  lines[1] = self.dir
+  line("parameters", count(self.parameters))
+  for _, d in ipairs(self.devices) do
+    lines[#lines + 1] = ("on %s"):format(d.name)
+    line("weights", bytes(d.weights))
+    line("cache", bytes(d.cache))
+    line("scratch", bytes(d.scratch))
+    line("in all", bytes(d.weights + d.cache + d.scratch))
+    line("there is", bytes(d.memory))
+  end
+  lines[#lines + 1] = ("%d sequences of %d tokens; the largest ctx that fits with these is %d")
+                      :format(self.seqs, self.ctx, self.max_ctx)
+  return table.concat(lines, "\n")
+end
+
+local plan_mt = { __index = plan_methods, __name = "fathom.plan",
+                  __tostring = function(p) return ("fathom plan (%s)"):format(p.dir) end }
+
+--- What a checkpoint will take in memory. Reads headers only.
+-- @param dir string
+-- @param opts table|nil  device parallel dtype cache_dtype ctx seqs threads mtp
+-- @return plan { parameters, weights, cache, scratch (bytes), devices, ctx, seqs, max_ctx, memory }, or nil, err
+-- @usage print(assert(fathom.plan(dir, { seqs = 8 })):report())
+function load.plan(dir, opts)
+  options.argument("fathom.plan", "dir", dir, is.string)
+  local o = options.check("fathom.plan", opts, plan_known)
+  local core_opts, err = core_options("fathom.plan", o)
+  if not core_opts then return nil, err end
+  local core = require "fathom.core"
+  local plan
+  plan, err = fault.guard(core.plan, dir, core_opts)
+  if not plan then return nil, err end
+  plan.dir = dir
+  plan.devices = { { name = "cpu", weights = plan.weights, cache = plan.cache, scratch = plan.scratch,
+                     memory = plan.memory } }
+  return setmetatable(plan, plan_mt)
+end
+
+-- ---- load ------------------------------------------------------------------------------------------------
+
+-- Steps to the end; false, err when something or somebody stopped it.
+local function run(loader, progress)
+  repeat
+    local done, total = fault.guard(loader.step, loader)
+    if not done then return false, total end
+    if progress and progress(done, total) == false then
+      return false, fault.new("cancelled", "loading was stopped by its progress function")
+    end
+  until done >= total
+  return true
+end
+
+--- Loads a model.
+-- @param dir string      a folder with config.json, safetensors and (mostly) tokenizer.json
+-- @param opts table|nil  device dtype cache_dtype ctx seqs threads mtp verify parallel deterministic, and
+--   progress(done_bytes, total_bytes), which returns false to stop
+-- @return model, or nil, err
+-- @usage local model = assert(fathom.load(fathom.pocket))
+function load.load(dir, opts)
+  options.argument("fathom.load", "dir", dir, is.string)
+  local o = options.check("fathom.load", opts, known)
+  local core_opts, err = core_options("fathom.load", o)
+  if not core_opts then return nil, err end
+  local core = require "fathom.core"
+  local opened
+  opened, err = fault.guard(core.loader, dir, core_opts)
+  if not opened then return nil, err end
+  local loader <close> = opened
+  local ok
+  ok, err = run(loader, o.progress)
+  if not ok then return nil, err end
+  local loaded
+  loaded, err = fault.guard(loader.finish, loader)
+  if not loaded then return nil, err end
+  return model.new(engine.new(loaded, dir, math.tointeger(o.seqs) or 4))
+end
+
+return load

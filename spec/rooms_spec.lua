@@ -1,0 +1,85 @@
+-- Who may include whom: a room uses rooms above it only.
+
+local may = {
+  base = {}, op = { "base" }, cpu = { "base", "op/backend.h", "op/comm.h" }, io = { "base" },
+  model = { "base", "op", "io" }, run = { "base", "op", "io", "model" }, train = { "base", "op", "io", "model" },
+  net = { "base" }, bind = { "base", "op", "cpu", "io", "model", "run", "train" },
+}
+-- libraries, and the files that alone know them
+local libraries = {
+  ["lua.h"] = "^csrc/bind/", ["lauxlib.h"] = "^csrc/bind/", ["lualib.h"] = "^csrc/bind/",
+  ["pcre2.h"] = "^csrc/io/tokenizer%.c$", ["utf8proc.h"] = "^csrc/io/tokenizer%.c$",
+  ["immintrin.h"] = "^csrc/cpu/", ["pthread.h"] = "^csrc/base/pool%.c$",
+}
+
+local function files(pattern)
+  local list = {}
+  local pipe = assert(io.popen("ls " .. pattern))
+  for name in pipe:lines() do list[#list + 1] = name end
+  pipe:close()
+  return list
+end
+
+local function allowed(room, header)
+  if header == "fathom.h" or header:match("^" .. room .. "/") then return true end
+  for _, other in ipairs(may[room]) do
+    if header == other or header:match("^" .. other .. "/") then return true end
+  end
+  return false
+end
+
+--- What is wrong with the includes of one file, as a list of sentences.
+local function faults(name, text)
+  local room, found = name:match "^csrc/(%w+)/", {}
+  for mark, header in text:gmatch '#include ([<"])([^>"]+)[>"]' do
+    if mark == '"' and not allowed(room, header) then
+      found[#found + 1] = ("%s reaches into %s"):format(name, header)
+    end
+    if mark == "<" and libraries[header] and not name:match(libraries[header]) then
+      found[#found + 1] = ("%s knows %s"):format(name, header)
+    end
+  end
+  return found
+end
+
+describe("the house", function()
+  local all = files "csrc/*/*.c csrc/*/*.h"
+
+  it("has rooms that reach only where they may", function()
+    local found = {}
+    for _, name in ipairs(all) do
+      local file = assert(io.open(name))
+      for _, f in ipairs(faults(name, file:read "a")) do found[#found + 1] = f end
+      file:close()
+    end
+    assert.are.same({}, found)
+    assert.is_true(#all > 40)
+  end)
+
+  it("notices a room that reaches where it may not", function()
+    assert.are.equal(1, #faults("csrc/base/x.c", '#include "op/op.h"\n'))
+    assert.are.equal(1, #faults("csrc/model/x.c", '#include <lua.h>\n'))
+    assert.are.equal(0, #faults("csrc/run/x.c", '#include "model/kv.h"\n#include <stdio.h>\n'))
+  end)
+
+  it("neither prints nor ends the program", function()
+    local found = {}
+    for _, name in ipairs(all) do
+      for line in io.lines(name) do
+        local call = line:match "^%s*([%w_]+)%s*%(" or ""
+        if call == "printf" or call == "exit" or call == "abort" or call == "perror" or call == "puts" then
+          found[#found + 1] = name .. ": " .. line
+        end
+      end
+    end
+    assert.are.same({}, found)
+  end)
+
+  it("exports one name from the module", function()
+    local pipe = assert(io.popen("nm -D --defined-only " .. (os.getenv "FATHOM_BUILD" or "build") .. "/fathom.so"))
+    local names = {}
+    for line in pipe:lines() do names[#names + 1] = line:match "%s%a%s([%w_]+)" end
+    pipe:close()
+    assert.are.same({ "luaopen_fathom_core" }, names)
+  end)
+end)
