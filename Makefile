@@ -80,8 +80,8 @@ memcheck: $(CTESTS)        ## the C tests under valgrind
 	@for t in $(CTESTS); do valgrind -q --error-exitcode=9 --leak-check=full $$t || exit 1; done
 fuzz: $(FUZZERS)           ## each parser for FUZZ_SECONDS (clang)
 	@for f in $(FUZZERS); do n=$$(basename $$f); mkdir -p $(BUILD)/fuzz/corpus/$$n; \
-	  echo "== $$n, $(FUZZ_SECONDS) s"; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 -print_final_stats=1 \
-	  $(BUILD)/fuzz/corpus/$$n $$(ls -d spec/fuzz/corpus/$$n 2>/dev/null) || exit 1; done
+	  echo "== $$n, $(FUZZ_SECONDS) s"; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 \
+	  $(BUILD)/fuzz/corpus/$$n $$(ls -d spec/fuzz/corpus/$$n 2>/dev/null) >$(BUILD)/fuzz/$$n.log 2>&1 || { tail -40 $(BUILD)/fuzz/$$n.log; exit 1; }; done
 bench: all $(BUILD)/roofline   ## speed beside what this machine can do
 	@sh .ci/deps.sh build
 	$(BUILD)/roofline bf16

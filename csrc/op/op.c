@@ -70,15 +70,16 @@ fm_status fm_op_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t 
 
 fm_status fm_op_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, int64_t ldx, const float *w, int64_t n,
                          int64_t dim, float eps) {
-  CHECK(n >= 0 && dim > 0 && ldo >= dim && ldx >= dim && out && x && w, "rms_norm: (%lld, %lld), ld %lld, %lld", LL(n), LL(dim),
-        LL(ldo), LL(ldx));
+  CHECK(n >= 0 && dim > 0 && ldo >= dim && ldx >= dim && out && x && w,
+        "rms_norm: (%lld, %lld), ld %lld, %lld", LL(n), LL(dim), LL(ldo), LL(ldx));
   return c->ops->rms_norm(c, out, ldo, x, ldx, w, n, dim, eps);
 }
 
 fm_status fm_op_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
   for (int64_t i = 0; i < n_mm; i++) {
     TRY(check_mat(c, "matmul", mm[i].w));
-    CHECK(mm[i].n >= 0 && (mm[i].n == 0 || (mm[i].x && mm[i].out)) && mm[i].ldx >= mm[i].w->cols && mm[i].ldo >= mm[i].w->rows,
+    CHECK(mm[i].n >= 0 && (mm[i].n == 0 || (mm[i].x && mm[i].out)) && mm[i].ldx >= mm[i].w->cols &&
+          mm[i].ldo >= mm[i].w->rows,
           "matmul: x (%lld, ld %lld), weight (%lld, %lld), out ld %lld", LL(mm[i].n), LL(mm[i].ldx),
           LL(mm[i].w->rows), LL(mm[i].w->cols), LL(mm[i].ldo));
   }
@@ -95,7 +96,8 @@ fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t 
 
 fm_status fm_op_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld, int64_t n,
                          int64_t dim) {
-  CHECK(n >= 0 && dim >= 0 && ldo >= dim && ld >= dim && out && gate && up, "silu_mul: dim %lld, ld %lld, %lld", LL(dim), LL(ld), LL(ldo));
+  CHECK(n >= 0 && dim >= 0 && ldo >= dim && ld >= dim && out && gate && up,
+        "silu_mul: dim %lld, ld %lld, %lld", LL(dim), LL(ld), LL(ldo));
   return c->ops->silu_mul(c, out, ldo, gate, up, ld, n, dim);
 }
 
@@ -105,8 +107,8 @@ fm_status fm_op_add(fm_ctx *c, float *x, const float *y, int64_t len) {
 }
 
 static fm_status check_spans(fm_ctx *c, const char *op, const fm_cache *k, const fm_span *span, int64_t n) {
-  CHECK(k && k->base && k->width > 0 && (k->dtype == FM_F32 || k->dtype == FM_BF16), "%s: no cache of F32 or BF16",
-        op);
+  CHECK(k && k->base && k->width > 0 && (k->dtype == FM_F32 || k->dtype == FM_BF16),
+        "%s: no cache of F32 or BF16", op);
   CHECK(n >= 0 && (n == 0 || span), "%s: %lld spans", op, LL(n));
   for (int64_t i = 0; i < n; i++)
     CHECK(span[i].n >= 0 && span[i].row >= 0 && span[i].index >= 0 && span[i].first_key >= 0 && span[i].pages,
@@ -146,7 +148,8 @@ fm_status fm_op_mla_decode(fm_ctx *c, const fm_attn *a) {
 fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a) {
   TRY(check_spans(c, "gqa", a->cache, a->span, a->n_spans));
   CHECK(a->q && a->out && a->nope > 0 && a->ldq >= a->n_heads * a->nope && a->ldo >= a->n_heads * a->nope &&
-        a->n_heads > 0 && a->n_kv_heads > 0 && a->n_heads % a->n_kv_heads == 0 && a->cache->width == 2 * a->n_kv_heads * a->nope,
+        a->n_heads > 0 && a->n_kv_heads > 0 && a->n_heads % a->n_kv_heads == 0 &&
+        a->cache->width == 2 * a->n_kv_heads * a->nope,
         "gqa: %lld heads, %lld of keys, head_dim %lld, cache width %lld", LL(a->n_heads), LL(a->n_kv_heads),
         LL(a->nope), LL(a->cache->width));
   return c->ops->gqa(c, a);
@@ -154,14 +157,17 @@ fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a) {
 
 fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
                       const fm_route *r, int64_t n) {
-  CHECK(n >= 0 && (n == 0 || (topk_id && topk_weight && logits)) && r->top_k > 0 && r->top_k <= r->n_experts && (r->n_group <= 1 || (r->n_experts % r->n_group == 0 && r->topk_group > 0)),
+  CHECK(n >= 0 && (n == 0 || (topk_id && topk_weight && logits)), "route: %lld rows, or a NULL", LL(n));
+  CHECK(r->top_k > 0 && r->top_k <= r->n_experts &&
+        (r->n_group <= 1 || (r->n_experts % r->n_group == 0 && r->topk_group > 0)),
         "route: %lld of %lld experts in %lld groups", LL(r->top_k), LL(r->n_experts), LL(r->n_group));
   return c->ops->route(c, topk_id, topk_weight, logits, bias, r, n);
 }
 
 fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
                         const fm_experts *e, int64_t n) {
-  CHECK(n >= 0 && e->n_experts > 0 && e->top_k > 0 && e->hidden_size > 0 && e->moe_intermediate_size > 0 && out != x,
+  CHECK(n >= 0 && e->n_experts > 0 && e->top_k > 0 && e->hidden_size > 0 && e->moe_intermediate_size > 0 &&
+        out != x,
         "experts: %lld rows, %lld of %lld experts", LL(n), LL(e->top_k), LL(e->n_experts));
   CHECK(n == 0 || (out && x && topk_id && topk_weight && e->gate && e->up && e->down), "experts: a NULL");
   return c->ops->experts(c, out, x, topk_id, topk_weight, e, n);

@@ -48,11 +48,12 @@ end
 
 -- ---- types ------------------------------------------------------------------------------------------
 
---- What a value is called in messages: "an integer", "a string", ...
+-- What a value is called in messages: "-1", "a string", ...
 local function called(value)
-  local kind = math.type(value) == "integer" and "integer" or type(value)
-  if kind == "nil" then return "nil" end
-  return (kind:find("^[aeiou]") and "an " or "a ") .. kind
+  local kind = type(value)
+  if kind == "number" or kind == "nil" then return tostring(value) end
+  if kind == "string" and #value <= 24 then return ("%q"):format(value) end
+  return "a " .. kind
 end
 
 local function is_integer(v) return math.type(v) == "integer" or (math.type(v) == "float" and v % 1 == 0) end

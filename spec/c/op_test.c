@@ -606,10 +606,10 @@ static void test_experts(fm_ctx *one, fm_ctx *three) {
     int64_t d = between(1, 150), width = between(1, 140);
     mixture m = new_mixture(n_experts, k, d, width, types[t % 4]);
     float *x = floats(n * d), *w = floats(n * k), *was = floats(n * d);
-    float *a = need((size_t)(n * d) * sizeof *a), *b = need((size_t)(n * d) * sizeof *b), *c = need((size_t)(n * d) * sizeof *c);
+    float *a = poison(n * d), *b = poison(n * d), *c = poison(n * d);
     int32_t *id = need((size_t)(n * k) * sizeof *id);
     choose_ids(id, n, k, n_experts, t % 5 == 4);     // all tokens to the same experts; else some stay empty
-    for (int j = 0; j < 3; j++) memcpy(j == 0 ? a : j == 1 ? b : c, was, (size_t)(n * d) * sizeof *a);
+    for (int64_t i = 0; i < n * d; i++) a[i] = b[i] = c[i] = was[i];
     RUN(one, fm_op_experts(one, a, x, id, w, &m.e, n));
     RUN(three, fm_op_experts(three, b, x, id, w, &m.e, n));
     for (int64_t i = 0; i < n; i++) {
@@ -740,7 +740,8 @@ static void test_devices(void) {
   fm_error err;
   const fm_backend *b = NULL;
   int index;
-  OK(fm_backend_find(&b, &index, "cuda", &err) == FM_EDEVICE && !b && strstr(err.message, "cuda: no fathom_cuda.so beside"),
+  OK(fm_backend_find(&b, &index, "cuda", &err) == FM_EDEVICE && !b &&
+     strstr(err.message, "cuda: no fathom_cuda.so beside"),
      "a device without a library is refused by the file that is missing");
   OK(fm_ctx_open(&c, "../cuda", 1, &err) == FM_EDEVICE && strstr(err.message, "is no device"),
      "a device's name is a word, never a path");
