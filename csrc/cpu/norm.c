@@ -50,7 +50,7 @@ typedef struct silu_job {
 
 /* At most TILE elements. exp of a negative number only: nothing overflows, and both signs are exact to a few ulp. */
 static void silu_tile(const fm_simd *simd, float *out, const float *gate, const float *up, int64_t n) {
-  float minus[TILE], e[TILE];
+  float minus[TILE] = { 0 }, e[TILE];
   for (int64_t i = 0; i < n; i++) minus[i] = -fabsf(gate[i]);
   simd->exp_sub(e, minus, 0.0f, n);
   for (int64_t i = 0; i < n; i++) {
