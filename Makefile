@@ -24,7 +24,7 @@ export LUA_PATH  = lua/?.lua;lua/?/init.lua;;
 export LUA_CPATH = $(BUILD)/?.so;;
 export FATHOM_BUILD = $(BUILD)
 
-.PHONY: all demo test lint asan tsan memcheck fuzz bench format install clean help deps
+.PHONY: all demo test lint asan tsan memcheck fuzz bench format install rock clean help deps
 all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so   ## build the module and the libraries (default)
 
 $(BUILD)/obj/%.o: csrc/%.c
@@ -99,6 +99,12 @@ install: all               ## to PREFIX: module, Lua files, command, libraries, 
 	install -d $(PREFIX)/share/lua/5.4/fathom/pocket
 	install -m 644 examples/pocket/*.json examples/pocket/*.safetensors examples/pocket/MODEL.md $(PREFIX)/share/lua/5.4/fathom/pocket/
 	install -m 755 lua/bin/fathom $(PREFIX)/bin/
+rock:                      # what LuaRocks calls after building
+	install -d $(ROCK_LIB) $(ROCK_LUA)/fathom/pocket $(ROCK_BIN)
+	install -m 755 $(BUILD)/fathom.so $(ROCK_LIB)/
+	cp -r lua/fathom/. $(ROCK_LUA)/fathom/
+	install -m 644 examples/pocket/*.json examples/pocket/*.safetensors examples/pocket/MODEL.md $(ROCK_LUA)/fathom/pocket/
+	install -m 755 lua/bin/fathom $(ROCK_BIN)/
 clean:                     ## remove the build
 	rm -rf $(BUILD)
 help:                      ## this list

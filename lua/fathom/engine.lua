@@ -7,6 +7,7 @@ local json = require "fathom.json"
 local options = require "fathom.options"
 local reply = require "fathom.reply"
 local sampling = require "fathom.sampling"
+local tools = require "fathom.chat.tools"
 
 local engine = {}
 engine.__index = engine
@@ -124,6 +125,7 @@ function engine:check_options(what, o)
     local near = options.nearest(o.template, chat.names())
     options.raise(("%s: unknown template '%s' (did you mean '%s'?)"):format(what, o.template, near))
   end
+  if o.tools then tools.check(what, o.tools) end
   local size = self.core:vocab_size()
   for id in pairs(o.logit_bias or {}) do
     if id < 0 or id >= size then

@@ -3,6 +3,7 @@
 -- ({ { type = "function", function = { name =, description =, parameters = } } }).
 
 local json = require "fathom.json"
+local options = require "fathom.options"
 
 local tools = {}
 
@@ -33,6 +34,21 @@ end
 
 --- Whether the tools are keyed by name (true) or the hub's list (false).
 function tools.named(list) return #list == 0 and next(list) ~= nil end
+
+--- Checks tools in either form; raises at the caller's line.
+function tools.check(what, given)
+  for key, tool in pairs(given) do
+    local f = type(tool) == "table" and (tool["function"] or tool)
+    local named = type(key) == "string"
+    if type(f) ~= "table" or not named and type(f.name) ~= "string" then
+      options.raise(("%s: tools[%s] must be a table%s"):format(what, tostring(key), named and "" or " with a name"))
+    end
+    local args = f.args or f.parameters
+    if args ~= nil and type(args) ~= "table" then
+      options.raise(("%s: the arguments of tools[%s] must be a table"):format(what, tostring(key)))
+    end
+  end
+end
 
 local function names(map)
   local out = {}
