@@ -125,7 +125,9 @@ describe("chat templates", function()
   end)
 
   it("opens and closes every block of calls and outputs", function()
-    local function call(city_name) return { type = "function", ["function"] = { name = "w", arguments = '{"c":"' .. city_name .. '"}' } } end
+    local function call(city_name)
+      return { type = "function", ["function"] = { name = "w", arguments = '{"c":"' .. city_name .. '"}' } }
+    end
     local got = text("deepseek-v3", {
       { role = "user", content = "?" }, { role = "assistant", tool_calls = { call "A", call "B" } },
       { role = "tool", content = "1" }, { role = "tool", content = "2" },

@@ -133,7 +133,7 @@ function json.decode(text)
   if ok then
     at = skip(text, at)
     if at == #text + 1 then return value end
-    ok, value = false, { at = at, what = "something follows the value" }
+    value = { at = at, what = "something follows the value" }
   end
   if type(value) ~= "table" then error(value, 0) end
   return nil, ("JSON, byte %d: %s"):format(value.at, value.what)

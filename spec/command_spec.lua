@@ -1,0 +1,108 @@
+--- command_spec.lua - the command: what it prints and how it ends.
+local fathom = require "fathom"
+local json = require "fathom.json"
+
+-- Runs the command; returns what it printed on both channels and its exit status.
+local function run(words, input)
+  local out, err = os.tmpname(), os.tmpname()
+  local lua = os.getenv "LUA" or "lua5.4"
+  local feed = input and ("printf '%s' | "):format(input) or ""
+  local quiet = input and "" or " </dev/null"
+  local _, _, status = os.execute(("%s%s lua/bin/fathom %s >%s 2>%s%s"):format(feed, lua, words, out, err, quiet))
+  local function take(path)
+    local f = assert(io.open(path, "rb"))
+    local text = f:read "a"
+    f:close()
+    os.remove(path)
+    return text
+  end
+  return take(out), take(err), status
+end
+
+describe("the command", function()
+  it("explains itself", function()
+    local out, _, status = run "help"
+    assert.equal(0, status)
+    for _, name in ipairs { "chat", "generate", "plan", "bench" } do assert.matches(name, out) end
+    out, _, status = run "help generate"
+    assert.equal(0, status)
+    assert.matches("%-%-temperature", out)
+    out, _, status = run "--version"
+    assert.equal(0, status)
+    assert.matches("fathom %d", out)
+  end)
+
+  it("generates with the model that comes along", function()
+    local out, err, status = run "generate 'What is 17 + 25?' --temperature 0"
+    assert.equal(0, status, err)
+    assert.matches("boxed{42}\n$", out)
+    assert.is_nil(out:find "\27")
+  end)
+
+  it("prints a result as JSON", function()
+    local out, err, status = run "generate --json --seed 3 --max-tokens=8 'Hello!'"
+    assert.equal(0, status, err)
+    local r = assert(json.decode(out))
+    assert.equal(3, r.seed)
+    assert.is_true(#r.ids <= 8)
+  end)
+
+  it("takes a folder, a prompt from stdin, and raw text", function()
+    local out, _, status = run("generate " .. fathom.pocket .. " --temperature 0 --no-think", "What is the capital of France?")
+    assert.equal(0, status)
+    assert.matches("Paris", out)
+    out, _, status = run "generate --raw --temperature 0 --max-tokens 5 'Once upon a time'"
+    assert.equal(0, status)
+    assert.is_true(#out > 0)
+  end)
+
+  it("chats from a pipe", function()
+    local out, err, status = run("chat --temperature 0", "What is 17 + 25?\\n/reset\\nWhat is the capital of France?\\n/quit\\n")
+    assert.equal(0, status, err)
+    assert.matches("42", out)
+    assert.matches("Paris", out)
+  end)
+
+  it("plans", function()
+    local out, _, status = run "plan --ctx 512"
+    assert.equal(0, status)
+    assert.matches("sequences of 512 tokens", out)
+    out, _, status = run "plan --json"
+    assert.equal(0, status)
+    assert.is_true(assert(json.decode(out)).weights > 0)
+  end)
+
+  it("measures, with the first token less than a second after its start", function()
+    local out, err, status = run "bench --json"
+    assert.equal(0, status, err)
+    local m = assert(json.decode(out))
+    assert.is_true(m.tokens_per_s > 0 and m.mtp_tokens_per_s > 0 and m.acceptance > 0.9 and m.resident_bytes > 0)
+    -- the promise is for a plain build; sanitizers are several times slower
+    if not os.getenv "FATHOM_ASAN" then assert.is_true(m.start_to_first_token_s < 1) end
+  end)
+
+  it("ends with 1 when the work failed", function()
+    local _, err, status = run "plan no/such/folder"
+    assert.equal(1, status)
+    assert.matches("^fathom: .*config.json", err)
+    _, err, status = run "generate --device cuda x"
+    assert.equal(1, status)
+    assert.matches("CUDA", err)
+    assert.is_nil(err:find "traceback")
+  end)
+
+  it("ends with 2 when the call was wrong", function()
+    for words, pattern in pairs {
+      [""] = "usage", ["genrate x"] = "did you mean 'generate'", ["serve"] = "not yet in this version",
+      ["eval"] = "not yet", ["train"] = "not yet", ["convert"] = "not yet",
+      ["generate x --tempreature 1"] = "did you mean %-%-temperature", ["generate x --temperature hot"] = "must be a number",
+      ["generate x --temperature -1"] = "must be a number of 0 or more", ["generate x --seed"] = "wants a value",
+      ["generate a b c"] = "quotes", ["help nothing"] = "no command", ["plan a b"] = "one DIR",
+    } do
+      local out, err, status = run(words)
+      assert.equal(2, status, words)
+      assert.matches(pattern, err)
+      assert.equal("", out)
+    end
+  end)
+end)
