@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/mem.h"
 
@@ -67,21 +68,21 @@ fm_status fm_json_parse(fm_json **out, const char *text, size_t len, const char 
 }
 
 fm_status fm_json_load(fm_json **out, const char *path, int64_t max_size, fm_error *err) {
-  FILE *f = fopen(path, "rb");
-  if (!f) return fm_fail(err, FM_EIO, "cannot read %s: %s", path, strerror(errno));
-  fm_status status = FM_OK;
-  char *text = NULL;
-  long size = fseek(f, 0, SEEK_END) == 0 ? ftell(f) : -1;
-  if (size < 0 || fseek(f, 0, SEEK_SET) != 0) TRY_TO(fm_fail(err, FM_EIO, "cannot read %s", path));
+  struct stat st;
+  // looked at before it is opened: opening a pipe would wait for a writer
+  if (stat(path, &st) != 0) return fm_fail(err, FM_EIO, "cannot read %s: %s", path, strerror(errno));
+  if (!S_ISREG(st.st_mode)) return fm_fail(err, FM_EIO, "%s is no plain file", path);
+  int64_t size = st.st_size;
   if (size > max_size)
-    TRY_TO(fm_fail(err, FM_EFORMAT, "%s: %ld bytes, at most %lld are read", path, size, (long long)max_size));
-  text = fm_alloc(size);
-  if (!text) TRY_TO(fm_no_memory(err, size));
-  if (fread(text, 1, (size_t)size, f) != (size_t)size) TRY_TO(fm_fail(err, FM_EIO, "cannot read %s", path));
-  status = fm_json_parse(out, text, (size_t)size, path, err);
-done:
+    return fm_fail(err, FM_EFORMAT, "%s: %lld bytes, at most %lld are read", path, (long long)size, (long long)max_size);
+  char *text = fm_alloc(size);
+  if (!text) return fm_no_memory(err, size);
+  fm_status status;
+  FILE *f = fopen(path, "rb");
+  if (f && fread(text, 1, (size_t)size, f) == (size_t)size) status = fm_json_parse(out, text, (size_t)size, path, err);
+  else status = fm_fail(err, FM_EIO, "cannot read %s: %s", path, f ? "it shrank" : strerror(errno));
+  if (f) fclose(f);
   fm_free(text);
-  fclose(f);
   return status;
 }
 
