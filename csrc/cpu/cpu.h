@@ -37,8 +37,6 @@ typedef struct fm_simd {
   void (*axpy)(float *out, float a, const float *row, int64_t k);
   /* out[j] = exp(x[j] - m) for j < n, the same whatever j and n; relative error below 2e-7 */
   void (*exp_sub)(float *out, const float *x, float m, int64_t n);
-  /* out[0..k) = c * out + a[0] * row 0 + a[1] * row 1 ..: n rows, ld apart, one fused multiply-add each in order */
-  void (*mix)(float *out, float c, const float *a, int64_t n, const float *rows, int64_t ld, int64_t k);
 } fm_simd;
 
 extern const fm_simd fm_simd_plain;

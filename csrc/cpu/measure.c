@@ -17,13 +17,17 @@ enum { PIECE = 4 << 20 };                /* bytes of an item */
 typedef struct sweep { const char *data; uint64_t sum[1024]; } sweep;
 typedef uint64_t v4 __attribute__((vector_size(32)));
 
+/* Four places of the piece at once: one stream alone leaves the memory waiting. */
 static void read_piece(void *arg, int64_t item, int worker) {
+  enum { STREAM = PIECE / 4 / 32 };
   sweep *s = arg;
   const v4 *p = (const v4 *)(s->data + item * PIECE);
   v4 a = { 0 }, b = { 0 }, c = { 0 }, d = { 0 };
-  for (int64_t i = 0; i < PIECE / 32; i += 4) {
-    __builtin_prefetch(p + i + 64);
-    a ^= p[i], b ^= p[i + 1], c ^= p[i + 2], d ^= p[i + 3];
+  for (int64_t i = 0; i < STREAM; i += 2) {
+    a ^= p[i] ^ p[i + 1];
+    b ^= p[STREAM + i] ^ p[STREAM + i + 1];
+    c ^= p[2 * STREAM + i] ^ p[2 * STREAM + i + 1];
+    d ^= p[3 * STREAM + i] ^ p[3 * STREAM + i + 1];
   }
   a ^= b ^ c ^ d;
   s->sum[worker % 1024] += a[0] ^ a[1] ^ a[2] ^ a[3];

@@ -8,7 +8,7 @@
 #include "cpu/cpu.h"
 
 typedef struct V { float v[8]; } V;
-enum { LANES = 8, MIX_V = 8, MAX_T = 4, MAX_R = 4, GEMM_T = 1, GEMM_R = 4, GEMV_R1 = 4, GEMV_R2 = 2, GEMV_R4 = 1 };
+enum { LANES = 8, MAX_T = 4, MAX_R = 4, GEMM_T = 1, GEMM_R = 4, GEMV_R1 = 4, GEMV_R2 = 2, GEMV_R4 = 1 };
 #define UNROLL
 
 #define EACH(expr) do { V o_; for (int i = 0; i < LANES; i++) o_.v[i] = (expr); return o_; } while (0)
@@ -42,7 +42,7 @@ static inline V zero_below(V v, V x) { EACH(x.v[i] < -87 ? 0 : v.v[i]); }
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_plain = { "plain", LANES, gemm, gemv, convert, axpy, exp_sub, mix };
+const fm_simd fm_simd_plain = { "plain", LANES, gemm, gemv, convert, axpy, exp_sub };
 
 const fm_simd *fm_simd_choose(void) {
 #if defined(__x86_64__)

@@ -18,7 +18,7 @@
 #endif
 
 typedef __m256 V;
-enum { LANES = 8, MIX_V = 8, MAX_T = 4, MAX_R = 8, GEMM_T = 3, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 2 };
+enum { LANES = 8, MAX_T = 4, MAX_R = 8, GEMM_T = 3, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 2 };
 
 static inline V v_zero(void) { return _mm256_setzero_ps(); }
 static inline V v_set(float f) { return _mm256_set1_ps(f); }
@@ -63,7 +63,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, gemv, convert, axpy, exp_sub, mix };
+const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, gemv, convert, axpy, exp_sub };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -18,7 +18,7 @@
 #endif
 
 typedef __m512 V;
-enum { LANES = 16, MIX_V = 8, MAX_T = 6, MAX_R = 8, GEMM_T = 6, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 4 };
+enum { LANES = 16, MAX_T = 6, MAX_R = 8, GEMM_T = 6, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 4 };
 
 static inline V v_zero(void) { return _mm512_setzero_ps(); }
 static inline V v_set(float f) { return _mm512_set1_ps(f); }
@@ -62,7 +62,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub, mix };
+const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -202,26 +202,3 @@ static void exp_sub(float *out, const float *x, float m, int64_t n) {
     v_store_part(out + j, v_exp(v_sub(v_load_part(x + j, left), mv)), left);
   }
 }
-
-/* Column blocks of MIX_V vectors stay in registers while the rows go by. */
-static inline __attribute__((always_inline))
-void mix_block(float *out, float c, const float *a, int64_t n, const float *rows, int64_t ld, const int nv) {
-  V acc[MIX_V], cv = v_set(c);
-  UNROLL for (int v = 0; v < nv; v++) acc[v] = v_mul(v_load(out + v * LANES), cv);
-  for (int64_t j = 0; j < n; j++) {
-    V av = v_set(a[j]);
-    UNROLL for (int v = 0; v < nv; v++) acc[v] = v_fma(av, v_load(rows + j * ld + v * LANES), acc[v]);
-  }
-  UNROLL for (int v = 0; v < nv; v++) v_store(out + v * LANES, acc[v]);
-}
-
-static void mix(float *out, float c, const float *a, int64_t n, const float *rows, int64_t ld, int64_t k) {
-  int64_t i = 0;
-  for (; i + MIX_V * LANES <= k; i += MIX_V * LANES) mix_block(out + i, c, a, n, rows + i, ld, MIX_V);
-  for (; i + LANES <= k; i += LANES) mix_block(out + i, c, a, n, rows + i, ld, 1);
-  if (i == k) return;
-  int left = (int)(k - i);
-  V acc = v_mul(v_load_part(out + i, left), v_set(c));
-  for (int64_t j = 0; j < n; j++) acc = v_fma(v_set(a[j]), v_load_part(rows + j * ld + i, left), acc);
-  v_store_part(out + i, acc, left);
-}

@@ -79,7 +79,11 @@ static fm_status scales(fill *f, const char *weight, int64_t lead, int64_t rows,
   if (e->t.dtype != FM_F32)
     return fm_fail(f->err, FM_EFORMAT, "%s: dtype %s, expected F32", full, fm_dtype_name(e->t.dtype));
   TRY(check_finite(f, full, e->t.data, FM_F32, fm_tensor_len(&e->t)));
-  *out = e->t.data;
+  const float *s = e->t.data;
+  for (int64_t i = 0; i < fm_tensor_len(&e->t); i++)
+    if (fabsf(s[i]) >= FM_F8_SCALE_LIMIT)
+      return fm_fail(f->err, FM_EFORMAT, "%s: a scale of %g, expected less than %g", full, (double)s[i], FM_F8_SCALE_LIMIT);
+  *out = s;
   return FM_OK;
 }
 

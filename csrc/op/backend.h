@@ -1,7 +1,7 @@
 /*
 ** backend.h - the table of operations that a device fills in, and its ABI number.
 ** The CPU's table is compiled in; another device's arrives from fathom_<name>.so, which exports one
-** symbol, `fm_backend_open_<name>`, and must answer with the same ABI number.
+** symbol, `const fm_backend *fm_backend_open_<name>(void)`, and must answer with the same ABI number.
 **
 ** Conventions: row-major, outermost first; `ld` is the distance between rows in elements. Activations
 ** are f32. Pointers inside the structs below are the device's own. An operation returns FM_OK or leaves its message in
@@ -27,6 +27,9 @@ typedef struct fm_ctx {
   fm_arena arena;                        /* host scratch; an operation gives back what it takes */
   fm_error err;
 } fm_ctx;
+
+/* A device may fold a power of two into the scales of f8; weights with larger ones are refused at load. */
+#define FM_F8_SCALE_LIMIT 128.0
 
 /* A weight (rows, cols) = (out, in), stored as in the checkpoint. f8: scale (ceil(rows/128), ceil(cols/128))
    multiplies its 128 x 128 block. */
