@@ -81,7 +81,8 @@ typedef struct fm_plan {
   int64_t parameters;                /* stored elements, scales not counted */
   int64_t weights, cache, scratch;   /* bytes */
   int64_t ctx, seqs, max_ctx;
-  int64_t memory;                    /* bytes the device has (all, not free) */
+  int64_t memory, free_memory;       /* bytes the device has, and has left */
+  const char *device;
 } fm_plan;
 
 FM_API fm_load_options fm_load_options_default(void);

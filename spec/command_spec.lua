@@ -87,7 +87,7 @@ describe("the command", function()
     assert.matches("^fathom: .*config.json", err)
     _, err, status = run "generate --device cuda x"
     assert.equal(1, status)
-    assert.matches("CUDA", err)
+    assert.matches("cuda", err)
     assert.is_nil(err:find "traceback")
   end)
 

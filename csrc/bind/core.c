@@ -19,33 +19,45 @@ fm_load_options fm_bind_load_options(lua_State *L, int index) {
   return o;
 }
 
-static int core_devices(lua_State *L) {
-  fm_ctx c;
-  fm_error err;
+static void push_device(lua_State *L, const fm_ctx *c, const char *name) {
   int64_t total = 0, avail = 0;
   const char *simd;
   int threads;
-  if (fm_ctx_open(&c, "cpu", 0, &err) != FM_OK) return fm_bind_fail(L, &err);
-  c.ops->memory(c.dev, &total, &avail);
-  c.ops->info(c.dev, &simd, &threads);
-  fm_ctx_close(&c);
-  lua_createtable(L, 1, 0);
+  c->ops->memory(c->dev, &total, &avail);
+  c->ops->info(c->dev, &simd, &threads);
   lua_createtable(L, 0, 5);
-  lua_pushliteral(L, "cpu");
+  lua_pushstring(L, name);
   lua_setfield(L, -2, "name");
   lua_pushstring(L, simd);
-  lua_setfield(L, -2, "simd");
+  lua_setfield(L, -2, strcmp(name, "cpu") == 0 ? "simd" : "compute");
   lua_pushinteger(L, threads);
   lua_setfield(L, -2, "threads");
   lua_pushinteger(L, total);
   lua_setfield(L, -2, "total");
   lua_pushinteger(L, avail);
   lua_setfield(L, -2, "free");
-  lua_rawseti(L, -2, 1);
-  if (fm_ctx_open(&c, "cuda", 0, &err) == FM_OK) {
+}
+
+/* The cpu, then GPUs until one is missing; why there is none, when there is none. */
+static int core_devices(lua_State *L) {
+  fm_ctx c;
+  fm_error err;
+  char name[16];
+  int n = 0;
+  lua_settop(L, 0);
+  lua_newtable(L);
+  if (fm_ctx_open(&c, "cpu", 0, &err) != FM_OK) return fm_bind_fail(L, &err);
+  push_device(L, &c, "cpu");
+  fm_ctx_close(&c);
+  lua_rawseti(L, 1, 1);
+  for (;; n++) {
+    snprintf(name, sizeof name, "cuda:%d", n);
+    if (fm_ctx_open(&c, name, 0, &err) != FM_OK) break;
+    push_device(L, &c, name);
     fm_ctx_close(&c);
-    return 1;
+    lua_rawseti(L, 1, n + 2);
   }
+  if (n > 0) return 1;
   lua_pushstring(L, err.message);
   return 2;
 }
@@ -58,12 +70,14 @@ static int core_plan(lua_State *L) {
   if (fm_plan_make(&p, dir, &o, &err) != FM_OK) return fm_bind_fail(L, &err);
   const struct { const char *key; int64_t v; } whole[] = { { "parameters", p.parameters }, { "weights", p.weights },
     { "cache", p.cache }, { "scratch", p.scratch }, { "ctx", p.ctx }, { "seqs", p.seqs }, { "max_ctx", p.max_ctx },
-    { "memory", p.memory } };
+    { "memory", p.memory }, { "free", p.free_memory } };
   lua_createtable(L, 0, 8);
   for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
     lua_pushinteger(L, whole[i].v);
     lua_setfield(L, -2, whole[i].key);
   }
+  lua_pushstring(L, p.device);
+  lua_setfield(L, -2, "device");
   return 1;
 }
 

@@ -54,12 +54,13 @@ fm_status fm_cpu_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm);
 
 fm_status fm_cpu_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, int64_t ldx, const float *w,
                           int64_t n, int64_t dim, float eps);
+/* out = silu(gate) * up, elementwise, (n, dim) each; not in the table: products and experts take it along */
 fm_status fm_cpu_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld,
                           int64_t n, int64_t dim);
-fm_status fm_cpu_add(fm_ctx *c, float *x, const float *y, int64_t len);
 fm_status fm_cpu_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t *id, int64_t n);
-fm_status fm_cpu_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
-                      const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved);
+fm_status fm_cpu_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r);
+fm_status fm_cpu_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps, int64_t n,
+                           const fm_rope *r);
 fm_status fm_cpu_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
                              const float *x, int64_t ldx);
 fm_status fm_cpu_mla_prompt(fm_ctx *c, const fm_attn *a);

@@ -218,14 +218,12 @@ static fm_status check_ids(fm_ctx *c, const int32_t *id, int64_t n, int64_t n_ex
   return FM_OK;
 }
 
-fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
-                         const fm_experts *e, int64_t n) {
+static fm_status routed(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
+                        const fm_experts *e, int64_t n) {
   int64_t d = e->hidden_size, k = e->top_k;
   int64_t row_size = k * (d + 2 * e->moe_intermediate_size) * (int64_t)sizeof(float);
   int64_t most = EXPERT_SCRATCH / (row_size ? row_size : 1);
   if (most < 1) most = 1;
-  TRY(check_ids(c, topk_id, n * k, e->n_experts));
-  if (n == 0 || k == 0) return FM_OK;
   int64_t pieces = (n + most - 1) / most, step = (n + pieces - 1) / pieces;
   for (int64_t i = 0; i < n; i += step) {
     int64_t rows = n - i < step ? n - i : step;
@@ -237,4 +235,39 @@ fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *t
     TRY(status);
   }
   return FM_OK;
+}
+
+static fm_status shared(fm_ctx *c, float *out, const float *x, const fm_experts *e, int64_t n) {
+  int64_t d = e->hidden_size, width = e->shared_gate->rows;
+  float *gate = NULL, *up = NULL;
+  TRY(take(c, &gate, n * width, sizeof *gate));
+  TRY(take(c, &up, n * width, sizeof *up));
+  fm_mm in[2] = { { .w = e->shared_gate, .x = x, .ldx = d, .out = gate, .ldo = width, .n = n },
+                  { .w = e->shared_up, .x = x, .ldx = d, .out = up, .ldo = width, .n = n } };
+  TRY(fm_cpu_matmul(c, in, 2));
+  fm_mm down = { .w = e->shared_down, .x = gate, .ldx = width, .up = up, .out = out, .ldo = d, .n = n, .add = true };
+  return fm_cpu_matmul(c, &down, 1);
+}
+
+static fm_status experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
+                         const fm_experts *e, int64_t n) {
+  int64_t d = e->hidden_size;
+  if (e->norm) {
+    float *h = NULL;
+    TRY(take(c, &h, n * d, sizeof *h));
+    TRY(fm_cpu_rms_norm(c, h, d, x, d, e->norm, n, d, e->eps));
+    x = h;
+  }
+  TRY(routed(c, out, x, topk_id, topk_weight, e, n));
+  return e->shared_gate ? shared(c, out, x, e, n) : FM_OK;
+}
+
+fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
+                         const fm_experts *e, int64_t n) {
+  TRY(check_ids(c, topk_id, n * e->top_k, e->n_experts));
+  if (n == 0) return FM_OK;
+  fm_mark mark = fm_arena_mark(&c->arena);
+  fm_status status = experts(c, out, x, topk_id, topk_weight, e, n);
+  fm_arena_release(&c->arena, mark);
+  return status;
 }

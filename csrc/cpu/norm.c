@@ -1,5 +1,5 @@
 /*
-** norm.c - RMSNorm and the elementwise steps of the feed-forward.
+** norm.c - RMSNorm, and the elementwise step of the feed-forward.
 */
 #include "cpu/cpu.h"
 
@@ -73,20 +73,5 @@ fm_status fm_cpu_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate,
   fm_cpu *d = (fm_cpu *)c->dev;
   silu_job j = { d->simd, out, ldo, gate, up, ld, dim };
   spread(d, n, n * dim, silu_row, &j);
-  return FM_OK;
-}
-
-typedef struct add_job { float *x; const float *y; int64_t len; } add_job;
-
-static void add_piece(void *arg, int64_t item, int worker) {
-  const add_job *j = arg;
-  int64_t end = (item + 1) * SMALL < j->len ? (item + 1) * SMALL : j->len;
-  (void)worker;
-  for (int64_t i = item * SMALL; i < end; i++) j->x[i] += j->y[i];
-}
-
-fm_status fm_cpu_add(fm_ctx *c, float *x, const float *y, int64_t len) {
-  add_job j = { x, y, len };
-  spread((fm_cpu *)c->dev, (len + SMALL - 1) / SMALL, len - SMALL, add_piece, &j);
   return FM_OK;
 }

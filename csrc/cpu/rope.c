@@ -41,10 +41,9 @@ static void rope_row(void *arg, int64_t item, int worker) {
   }
 }
 
-fm_status fm_cpu_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
-                      const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved) {
-  rope_job j = { x, ldx, n_heads, stride, dim / 2, pos, cos, sin, interleaved };
-  if (n * n_heads * dim >= SMALL) fm_pool_for(((fm_cpu *)c->dev)->pool, n, rope_row, &j);
+fm_status fm_cpu_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r) {
+  rope_job j = { x, ldx, n_heads, stride, r->dim / 2, r->pos, r->cos, r->sin, r->interleaved };
+  if (n * n_heads * r->dim >= SMALL) fm_pool_for(((fm_cpu *)c->dev)->pool, n, rope_row, &j);
   else for (int64_t i = 0; i < n; i++) rope_row(&j, i, 0);
   return FM_OK;
 }
@@ -79,4 +78,16 @@ fm_status fm_cpu_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *sp
     else for (int64_t i = 0; i < span[s].n; i++) store_row(&j, i, 0);
   }
   return FM_OK;
+}
+
+fm_status fm_cpu_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps, int64_t n,
+                           const fm_rope *r) {
+  int64_t width = a->rank + a->rope, qk = a->nope + a->rope;
+  // the key part behind the latent is neither normed nor scaled
+  TRY(fm_cpu_rms_norm(c, kv, width, kv, width, norm, n, a->rank, eps));
+  if (a->rope) {
+    TRY(fm_cpu_rope(c, q + a->nope, a->ldq, a->n_heads, qk, n, r));
+    TRY(fm_cpu_rope(c, kv + a->rank, width, 1, a->rope, n, r));
+  }
+  return fm_cpu_cache_store(c, a->cache, a->span, a->n_spans, kv, width);
 }

@@ -8,20 +8,21 @@ fm_status fm_block_gqa(fm_pass *p, const fm_layer *l) {
   const fm_config *g = p->net->cfg;
   int64_t d = g->hidden_size, hd = g->head_dim, heads = g->num_attention_heads;
   int64_t kv_dim = g->num_key_value_heads * hd;
-  float *h, *q, *kv, *o;
-  TRY(fm_scratch(c, &h, p->n, d));
+  float *q, *kv, *o, eps = (float)g->rms_norm_eps;
   TRY(fm_scratch(c, &q, p->n, heads * hd));
   TRY(fm_scratch(c, &kv, p->n, 2 * kv_dim));
   TRY(fm_scratch(c, &o, p->n, heads * hd));
-  TRY(fm_op_rms_norm(c, h, d, p->x, d, l->input_norm, p->n, d, (float)g->rms_norm_eps));
   fm_mm mm[3] = {
-    { .w = &l->q, .x = h, .ldx = d, .out = q, .ldo = heads * hd, .bias = l->q_bias, .n = p->n },
-    { .w = &l->k, .x = h, .ldx = d, .out = kv, .ldo = 2 * kv_dim, .bias = l->k_bias, .n = p->n },
-    { .w = &l->v, .x = h, .ldx = d, .out = kv + kv_dim, .ldo = 2 * kv_dim, .bias = l->v_bias, .n = p->n } };
+    { .w = &l->q, .x = p->x, .ldx = d, .norm = l->input_norm, .eps = eps, .out = q, .ldo = heads * hd,
+      .bias = l->q_bias, .n = p->n },
+    { .w = &l->k, .x = p->x, .ldx = d, .norm = l->input_norm, .eps = eps, .out = kv, .ldo = 2 * kv_dim,
+      .bias = l->k_bias, .n = p->n },
+    { .w = &l->v, .x = p->x, .ldx = d, .norm = l->input_norm, .eps = eps, .out = kv + kv_dim, .ldo = 2 * kv_dim,
+      .bias = l->v_bias, .n = p->n } };
   TRY(fm_op_matmul(c, mm, 3));
-  TRY(fm_op_rope(c, q, heads * hd, heads, hd, hd, p->pos, p->n, p->net->cos, p->net->sin, g->rope_interleave));
-  TRY(fm_op_rope(c, kv, 2 * kv_dim, g->num_key_value_heads, hd, hd, p->pos, p->n, p->net->cos, p->net->sin,
-                 g->rope_interleave));
+  fm_rope turn = fm_pass_rope(p, hd);
+  TRY(fm_op_rope(c, q, heads * hd, heads, hd, p->n, &turn));
+  TRY(fm_op_rope(c, kv, 2 * kv_dim, g->num_key_value_heads, hd, p->n, &turn));
   fm_cache cache = fm_kv_layer(p->net->kv, p->layer);
   TRY(fm_op_cache_store(c, &cache, p->prompt, p->n_span, kv, 2 * kv_dim));
   fm_attn a = { .cache = &cache, .span = p->prompt, .n_spans = p->n_span, .q = q, .ldq = heads * hd, .out = o,

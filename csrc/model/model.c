@@ -6,46 +6,91 @@
 #include <math.h>
 #include <string.h>
 
-fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,
-                      int64_t n_positions, fm_error *err) {
-  int64_t half = (cfg->family == FM_QWEN2 ? cfg->head_dim : cfg->qk_rope_head_dim) / 2;
-  *net = (fm_net){ .cfg = cfg, .w = w, .kv = kv, .c = c, .n_positions = n_positions };
-  double *freq = fm_array(half, sizeof *freq), amplitude;
-  net->cos = fm_array(n_positions * half, sizeof *net->cos);
-  net->sin = fm_array(n_positions * half, sizeof *net->sin);
-  if (!freq || !net->cos || !net->sin) {
-    fm_free(freq);
-    fm_net_free(net);
-    return fm_no_memory(err, n_positions * half * 8);
-  }
-  fm_config_inv_freq(cfg, freq, &amplitude);
-  for (int64_t p = 0; p < n_positions; p++)
+static void fill_tables(float *cos_to, float *sin_to, const fm_config *g, int64_t n, int64_t half, double *freq) {
+  double amplitude;
+  fm_config_inv_freq(g, freq, &amplitude);
+  for (int64_t p = 0; p < n; p++)
     for (int64_t i = 0; i < half; i++) {
-      net->cos[p * half + i] = (float)(cos((double)p * freq[i]) * amplitude);
-      net->sin[p * half + i] = (float)(sin((double)p * freq[i]) * amplitude);
+      cos_to[p * half + i] = (float)(cos((double)p * freq[i]) * amplitude);
+      sin_to[p * half + i] = (float)(sin((double)p * freq[i]) * amplitude);
     }
+}
+
+static fm_status make_tables(fm_net *net, int64_t half, fm_error *err) {
+  fm_ctx *c = net->c;
+  int64_t n = net->n_positions, size = n * half * (int64_t)sizeof(float);
+  fm_status status = c->ops->alloc(c->dev, (void **)&net->cos, size, err);
+  if (status == FM_OK) status = c->ops->alloc(c->dev, (void **)&net->sin, size, err);
+  if (status != FM_OK) return status;
+  float *table = c->ops->upload ? fm_array(2 * n * half, sizeof *table) : net->cos;
+  double *freq = fm_array(half, sizeof *freq);
+  if (!table || !freq) {
+    status = fm_no_memory(err, 2 * size);
+  } else {
+    fill_tables(table, c->ops->upload ? table + n * half : net->sin, net->cfg, n, half, freq);
+    if (c->ops->upload && (c->ops->upload(c, net->cos, table, size) || c->ops->upload(c, net->sin, table + n * half, size))) {
+      status = c->err.code;
+      if (err) *err = c->err;
+    }
+  }
+  if (c->ops->upload) fm_free(table);
   fm_free(freq);
-  return FM_OK;
+  return status;
+}
+
+fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,
+                      int64_t n_positions, int64_t n_valid, fm_error *err) {
+  int64_t half = (cfg->family == FM_QWEN2 ? cfg->head_dim : cfg->qk_rope_head_dim) / 2;
+  *net = (fm_net){ .cfg = cfg, .w = w, .kv = kv, .c = c, .n_positions = n_positions, .n_valid = n_valid };
+  fm_status status = make_tables(net, half, err);
+  if (status != FM_OK) fm_net_free(net);
+  return status;
 }
 
 void fm_net_free(fm_net *net) {
-  fm_free(net->cos);
-  fm_free(net->sin);
+  if (net->cos) net->c->ops->release(net->c->dev, net->cos);
+  if (net->sin) net->c->ops->release(net->c->dev, net->sin);
   *net = (fm_net){ 0 };
 }
 
+fm_rope fm_pass_rope(const fm_pass *p, int64_t dim) {
+  return (fm_rope){ .pos = p->pos, .cos = p->net->cos, .sin = p->net->sin, .dim = dim,
+                    .interleaved = p->net->cfg->rope_interleave };
+}
+
+/* ---- what a device reads of a pass: ids, positions, rows of logits, rules, spans, page lists ----------- */
+
+static int64_t pages_of(const fm_seg *s) { return (s->index + s->n + FM_PAGE - 1) / FM_PAGE; }
+
+static char *cut(char **at, int64_t size) {
+  char *p = *at;
+  *at += (size + 15) / 16 * 16;
+  return p;
+}
+
+/* Sizes of all its parts, each rounded up to 16 bytes; the page lists, whose length alone changes from step to step, last. */
+static int64_t block_size(const fm_pass *p, const fm_seg *segs, int64_t n_segs) {
+  int64_t pages = 0;
+  for (int64_t i = 0; i < n_segs; i++) pages += pages_of(&segs[i]);
+  return 16 * 8 + 8 * p->n + p->n_logits * (int64_t)(4 + sizeof(fm_draw_rule)) + n_segs * (int64_t)sizeof(fm_span) + 4 * pages;
+}
+
 /* Prompt spans first, generated ones after, each in the order of the segments. */
-static void place_spans(fm_pass *p, fm_seg *segs, int64_t n_segs) {
+static void place_spans(fm_pass *p, fm_seg *segs, int64_t n_segs, char *at) {
   fm_span *next[2] = { p->prompt, p->decode };
   int64_t row = 0, logit = 0;
   for (int64_t i = 0; i < n_segs; i++) {
     fm_seg *s = &segs[i];
+    int32_t *pages = (int32_t *)(void *)at;
+    int64_t n_pages = pages_of(s);
+    at += n_pages * (int64_t)sizeof *pages;
+    memcpy(pages, s->seq->pages, (size_t)n_pages * sizeof *pages);
     s->row = row;
     s->logits_row = logit;
     *next[s->role == FM_GENERATED]++ = (fm_span){
-      .row = row, .n = s->n, .index = s->index, .pages = s->seq->pages,
-      .first_key = p->mtp ? s->seq->mtp_first : 0 };
+      .row = row, .n = s->n, .index = s->index, .pages = pages, .first_key = p->mtp ? s->seq->mtp_first : 0 };
     for (int64_t j = 0; j < s->n; j++) {
+      p->ids[row] = s->ids[j];
       // an MTP row is stored at the index of its id and rotated as the state it continues
       p->pos[row] = (int32_t)(s->index + j - p->mtp);
       if (j >= s->n - s->n_logits) p->logit_row[logit++] = (int32_t)row;
@@ -54,55 +99,29 @@ static void place_spans(fm_pass *p, fm_seg *segs, int64_t n_segs) {
   }
 }
 
-static fm_status gather(fm_pass *p, fm_seg *segs, int64_t n_segs) {
+static fm_status stage(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_rule *rule) {
   fm_ctx *c = p->net->c;
-  int64_t d = p->net->cfg->hidden_size;
-  int32_t *ids;
-  float *h = NULL;
-  TRY(fm_scratch_int(c, &ids, p->n));
-  if (p->mtp) TRY(fm_scratch(c, &h, p->n, d));
-  for (int64_t i = 0; i < n_segs; i++) {
-    const fm_seg *s = &segs[i];
-    memcpy(ids + s->row, s->ids, (size_t)s->n * sizeof *ids);
-    if (p->mtp) memcpy(h + s->row * d, s->h, (size_t)(s->n * d) * sizeof *h);
+  int64_t size = block_size(p, segs, n_segs);
+  void *block = NULL;
+  if (c->ops->stage) TRY(c->ops->stage(c, &block, size));
+  else block = fm_arena_alloc(&c->arena, size);
+  if (!block) return fm_no_memory(&c->err, size);
+  char *at = block;
+  p->ids = (void *)cut(&at, p->n * (int64_t)sizeof *p->ids);
+  p->pos = (void *)cut(&at, p->n * (int64_t)sizeof *p->pos);
+  p->logit_row = (void *)cut(&at, p->n_logits * (int64_t)sizeof *p->logit_row);
+  if (rule) {
+    p->rule = (void *)cut(&at, p->n_logits * (int64_t)sizeof *rule);
+    memcpy(p->rule, rule, (size_t)p->n_logits * sizeof *rule);
   }
-  if (p->mtp) return fm_mtp_join(p, ids, h);
-  return fm_op_embed(c, p->x, &p->net->w->embed, ids, p->n);
-}
-
-static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs) {
-  fm_ctx *c = p->net->c;
-  const fm_config *g = p->net->cfg;
-  for (int64_t i = 0; i < n_segs; i++) {
-    p->n += segs[i].n;
-    p->n_logits += segs[i].n_logits;
-    if (segs[i].role == FM_GENERATED) p->n_decode++;
-    else p->n_prompt++;
-  }
-  TRY(fm_scratch_int(c, &p->pos, p->n));
-  TRY(fm_scratch_int(c, &p->logit_row, p->n_logits));
-  p->prompt = fm_arena_alloc(&c->arena, n_segs * (int64_t)sizeof(fm_span));
-  if (!p->prompt) return fm_no_memory(&c->err, n_segs * (int64_t)sizeof(fm_span));
+  p->prompt = (void *)cut(&at, n_segs * (int64_t)sizeof *p->prompt);
   p->decode = p->prompt + p->n_prompt;
   p->n_span = n_segs;
-  TRY(fm_scratch(c, &p->x, p->n, g->hidden_size));
-  TRY(fm_scratch(c, &p->hidden, p->n, g->hidden_size));
-  TRY(fm_scratch(c, &p->logits, p->n_logits, g->vocab_size));
-  place_spans(p, segs, n_segs);
-  fm_mark mark = fm_arena_mark(&c->arena);
-  fm_status status = gather(p, segs, n_segs);
-  fm_arena_release(&c->arena, mark);
-  return status;
+  place_spans(p, segs, n_segs, at);
+  return c->ops->send ? c->ops->send(c) : FM_OK;
 }
 
-fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, bool mtp) {
-  *p = (fm_pass){ .net = net, .mtp = mtp, .mark = fm_arena_mark(&net->c->arena) };
-  p->layer = mtp ? net->cfg->num_hidden_layers : 0;
-  p->n_layers = net->cfg->num_hidden_layers + mtp;
-  fm_status status = begin(p, segs, n_segs);
-  if (status != FM_OK) fm_pass_end(p);
-  return status;
-}
+/* ---- the pass ------------------------------------------------------------------------------------------ */
 
 static fm_status block(fm_pass *p, const fm_layer *l) {
   TRY(p->net->cfg->family == FM_QWEN2 ? fm_block_gqa(p, l) : fm_block_mla(p, l));
@@ -117,26 +136,93 @@ static fm_status finish(fm_pass *p) {
                      (float)g->rms_norm_eps));
   if (!p->n_logits) return FM_OK;
   float *rows;
+  fm_mat all = { .data = p->hidden, .dtype = FM_F32, .rows = p->n, .cols = d };
   TRY(fm_scratch(c, &rows, p->n_logits, d));
-  for (int64_t i = 0; i < p->n_logits; i++)
-    memcpy(rows + i * d, p->hidden + p->logit_row[i] * d, (size_t)d * sizeof *rows);
+  TRY(fm_op_embed(c, rows, &all, p->logit_row, p->n_logits));
   fm_mm mm = { .w = &p->net->w->head, .x = rows, .ldx = d, .out = p->logits, .ldo = v, .n = p->n_logits };
-  return fm_op_matmul(c, &mm, 1);
+  TRY(fm_op_matmul(c, &mm, 1));
+  return p->rule ? c->ops->draw(c, p->drawn, p->logits, p->rule, p->n_logits, v, p->net->n_valid) : FM_OK;
+}
+
+static fm_status layer(fm_pass *p) {
+  fm_ctx *c = p->net->c;
+  fm_scratch_mark mark = fm_scratch_here(c);
+  c->ops->enter(c->dev);
+  fm_status status = p->layer == p->n_layers ? finish(p) : block(p, &p->net->w->layer[p->layer]);
+  c->ops->leave(c->dev);
+  fm_scratch_back(c, mark);
+  p->layer++;
+  return status;
+}
+
+static fm_status embed(fm_pass *p, const float *h) {
+  fm_ctx *c = p->net->c;
+  fm_scratch_mark mark = fm_scratch_here(c);
+  fm_status status = p->mtp ? fm_mtp_join(p, h) : fm_op_embed(c, p->x, &p->net->w->embed, p->ids, p->n);
+  fm_scratch_back(c, mark);
+  return status;
+}
+
+/* The whole pass at once, as the device has noted it, or notes it now. */
+static fm_status recorded(fm_pass *p, const float *h, int64_t slab) {
+  fm_ctx *c = p->net->c;
+  bool known;
+  int64_t key[8] = { p->n, p->n_span, p->n_logits, p->mtp, p->rule != NULL, slab };
+  TRY(c->ops->record(c, key, &known));
+  fm_status status = known ? FM_OK : embed(p, h);
+  while (status == FM_OK && !known && p->layer <= p->n_layers) status = layer(p);
+  p->layer = p->n_layers + 1;
+  fm_status played = c->ops->play(c);              // ends the noting, too, when something failed
+  return status != FM_OK ? status : played;
+}
+
+/* States of all segments side by side, on the device. */
+static fm_status gather_states(fm_pass *p, const fm_seg *segs, int64_t n_segs, float **out) {
+  fm_ctx *c = p->net->c;
+  int64_t d = p->net->cfg->hidden_size;
+  float *h = fm_arena_alloc(&c->arena, p->n * d * (int64_t)sizeof *h);
+  if (!h) return fm_no_memory(&c->err, p->n * d * (int64_t)sizeof *h);
+  for (int64_t i = 0; i < n_segs; i++)
+    memcpy(h + segs[i].row * d, segs[i].h, (size_t)(segs[i].n * d) * sizeof *h);
+  return fm_to_device(c, out, h, p->n, d);
+}
+
+static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_rule *rule) {
+  fm_ctx *c = p->net->c;
+  const fm_config *g = p->net->cfg;
+  int64_t slab = c->slab_used;
+  float *h = NULL;
+  for (int64_t i = 0; i < n_segs; i++) {
+    p->n += segs[i].n;
+    p->n_logits += segs[i].n_logits;
+    if (segs[i].role == FM_GENERATED) p->n_decode++;
+    else p->n_prompt++;
+  }
+  c->generated = p->n_prompt == 0;
+  TRY(fm_scratch(c, &p->x, p->n, g->hidden_size));
+  TRY(fm_scratch(c, &p->hidden, p->n, g->hidden_size));
+  TRY(fm_scratch(c, &p->logits, p->n_logits, g->vocab_size));
+  TRY(fm_scratch_int(c, &p->drawn, p->n_logits));
+  TRY(stage(p, segs, n_segs, c->ops->draw ? rule : NULL));
+  if (p->mtp) TRY(gather_states(p, segs, n_segs, &h));
+  return c->ops->record && c->generated ? recorded(p, h, slab) : embed(p, h);
+}
+
+fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, bool mtp, const fm_draw_rule *rule) {
+  *p = (fm_pass){ .net = net, .mtp = mtp, .mark = fm_scratch_here(net->c) };
+  p->layer = mtp ? net->cfg->num_hidden_layers : 0;
+  p->n_layers = net->cfg->num_hidden_layers + mtp;
+  fm_status status = begin(p, segs, n_segs, rule);
+  if (status != FM_OK) fm_pass_end(p);
+  return status;
 }
 
 fm_status fm_pass_layer(fm_pass *p, bool *done) {
-  fm_ctx *c = p->net->c;
-  fm_mark mark = fm_arena_mark(&c->arena);
-  bool last = p->layer == p->n_layers;
-  c->ops->enter(c->dev);
-  fm_status status = last ? finish(p) : block(p, &p->net->w->layer[p->layer]);
-  c->ops->leave(c->dev);
-  fm_arena_release(&c->arena, mark);
-  p->layer++;
-  *done = last;
+  fm_status status = p->layer <= p->n_layers ? layer(p) : FM_OK;
+  *done = p->layer > p->n_layers;
   return status;
 }
 
 void fm_pass_end(fm_pass *p) {
-  fm_arena_release(&p->net->c->arena, p->mark);
+  fm_scratch_back(p->net->c, p->mark);
 }

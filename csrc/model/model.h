@@ -4,7 +4,7 @@
 **
 ** Roles. Every position is `prompt` (given by the caller) or `generated` (sampled). The two take different
 ** paths through MLA: expanded keys and values, or absorbed queries. Within a role a row's bits depend on the ids
-** before it and their roles only; never on how many rows run together.
+** before it and their roles only; never on how many rows run together. The rows of one pass have one role.
 */
 #ifndef FM_MODEL_MODEL_H
 #define FM_MODEL_MODEL_H
@@ -20,7 +20,8 @@ typedef struct fm_net {
   fm_kv *kv;
   fm_ctx *c;
   int64_t n_positions;                 /* rows of the rotation tables */
-  float *cos, *sin;                    /* (n_positions, rope dim / 2), owned */
+  int64_t n_valid;                     /* ids from here on are padding, never drawn */
+  float *cos, *sin;                    /* (n_positions, rope dim / 2), the device's, owned */
 } fm_net;
 
 /* Rows of one sequence. Main pass: ids[0..n) stand at cache indices index .. index+n-1.
@@ -29,7 +30,7 @@ typedef struct fm_net {
 typedef struct fm_seg {
   fm_kv_seq *seq;
   const int32_t *ids;
-  const float *h;
+  const float *h;                      /* host */
   int64_t index, n;
   fm_role role;
   int64_t n_logits;                    /* of the last n_logits rows */
@@ -38,27 +39,31 @@ typedef struct fm_seg {
 
 typedef struct fm_pass {
   fm_net *net;
-  fm_mark mark;                        /* what to give back at the end */
+  fm_scratch_mark mark;                /* what to give back at the end */
   bool mtp;
   int64_t n, n_logits, layer, n_layers;   /* rows; next layer, end */
-  int32_t *pos;                        /* (n) rotation positions */
+  int32_t *ids, *pos;                  /* (n) ids, rotation positions; host */
   fm_span *prompt, *decode; int64_t n_prompt, n_decode, n_span;   /* spans by role; all of them from `prompt` on */
-  int32_t *logit_row;                  /* (n_logits) */
+  int32_t *logit_row;                  /* (n_logits) host */
+  fm_draw_rule *rule;                  /* (n_logits) host, or NULL: the device does not draw */
   float *x;                            /* (n, hidden_size) residual stream */
   float *hidden;                       /* (n, hidden_size) final-normed, after the end */
   float *logits;                       /* (n_logits, vocab_size), after the end */
-} fm_pass;
+  int32_t *drawn;                      /* (n_logits) after the end, when there are rules */
+} fm_pass;                             /* x, hidden, logits, drawn: the device's */
 
 fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,
-                      int64_t n_positions, fm_error *err);
+                      int64_t n_positions, int64_t n_valid, fm_error *err);
 void      fm_net_free(fm_net *net);
 
-/* Begins a pass over segments whose cache rows are reserved; embeds the ids. Scratch lives in c->arena until fm_pass_end;
-   segs are read only here. Errors are in c->err. */
-fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, bool mtp);
+/* Begins a pass over segments whose cache rows are reserved; embeds the ids. Scratch is taken until fm_pass_end;
+   segs are read only here. rule (n_logits): the device is to draw by them; NULL: it is not. Errors are in c->err. */
+fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, bool mtp, const fm_draw_rule *rule);
 /* Runs the next layer; after the last one final norm and logits. *done tells. */
 fm_status fm_pass_layer(fm_pass *p, bool *done);
 void      fm_pass_end(fm_pass *p);
+
+fm_rope   fm_pass_rope(const fm_pass *p, int64_t dim);
 
 /* Blocks; each adds to p->x. */
 fm_status fm_block_mla(fm_pass *p, const fm_layer *l);
@@ -66,6 +71,6 @@ fm_status fm_block_gqa(fm_pass *p, const fm_layer *l);
 fm_status fm_block_mlp(fm_pass *p, const fm_layer *l);
 fm_status fm_block_moe(fm_pass *p, const fm_layer *l);
 /* x = eh_proj [enorm(embedding of id); hnorm(h)] for every row of a MTP pass. */
-fm_status fm_mtp_join(fm_pass *p, const int32_t *ids, const float *h);
+fm_status fm_mtp_join(fm_pass *p, const float *h);
 
 #endif

@@ -8,20 +8,15 @@ fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
   fm_ctx *c = p->net->c;
   const fm_config *g = p->net->cfg;
   int64_t d = g->hidden_size, n_exp = g->n_routed_experts, k = g->num_experts_per_tok;
-  int64_t width = l->mlp.gate.rows;                 // 0: no shared experts
-  float *h, *logits, *weight, *gate, *up;
+  bool shared = l->mlp.gate.rows > 0;
+  float *logits, *weight, eps = (float)g->rms_norm_eps;
   int32_t *id;
-  TRY(fm_scratch(c, &h, p->n, d));
   TRY(fm_scratch(c, &logits, p->n, n_exp));
   TRY(fm_scratch(c, &weight, p->n, k));
-  TRY(fm_scratch(c, &gate, p->n, width));
-  TRY(fm_scratch(c, &up, p->n, width));
   TRY(fm_scratch_int(c, &id, p->n * k));
-  TRY(fm_op_rms_norm(c, h, d, p->x, d, l->post_norm, p->n, d, (float)g->rms_norm_eps));
-  fm_mm mm[3] = { { .w = &l->router, .x = h, .ldx = d, .out = logits, .ldo = n_exp, .n = p->n },
-                  { .w = &l->mlp.gate, .x = h, .ldx = d, .out = gate, .ldo = width, .n = p->n },
-                  { .w = &l->mlp.up, .x = h, .ldx = d, .out = up, .ldo = width, .n = p->n } };
-  TRY(fm_op_matmul(c, mm, width ? 3 : 1));
+  fm_mm router = { .w = &l->router, .x = p->x, .ldx = d, .norm = l->post_norm, .eps = eps, .out = logits,
+                   .ldo = n_exp, .n = p->n, .exact = true };
+  TRY(fm_op_matmul(c, &router, 1));
   fm_route r = { .n_experts = n_exp, .top_k = k, .n_group = g->topk_method == FM_GREEDY ? 1 : g->n_group,
                  .topk_group = g->topk_group, .sigmoid = g->scoring_func == FM_SIGMOID,
                  .group_top2 = g->topk_method == FM_NOAUX_TC, .norm_topk_prob = g->norm_topk_prob,
@@ -29,10 +24,8 @@ fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
   TRY(fm_op_route(c, id, weight, logits, l->router_bias, &r, p->n));
   fm_experts e = { .n_experts = n_exp, .top_k = k, .hidden_size = d,
                    .moe_intermediate_size = g->moe_intermediate_size,
-                   .gate = l->gate, .up = l->up, .down = l->down };
-  TRY(fm_op_experts(c, p->x, h, id, weight, &e, p->n));
-  if (!width) return FM_OK;
-  TRY(fm_op_silu_mul(c, gate, width, gate, up, width, p->n, width));
-  fm_mm down = { .w = &l->mlp.down, .x = gate, .ldx = width, .out = p->x, .ldo = d, .n = p->n, .add = true };
-  return fm_op_matmul(c, &down, 1);
+                   .gate = l->gate, .up = l->up, .down = l->down, .norm = l->post_norm, .eps = eps,
+                   .shared_gate = shared ? &l->mlp.gate : NULL, .shared_up = shared ? &l->mlp.up : NULL,
+                   .shared_down = shared ? &l->mlp.down : NULL };
+  return fm_op_experts(c, p->x, p->x, id, weight, &e, p->n);
 }

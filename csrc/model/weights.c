@@ -50,6 +50,13 @@ static fm_status check_finite(fill *f, const char *full, const void *data, fm_dt
   return FM_OK;
 }
 
+static fm_status remember(fill *f, fm_mat *m, const float **vector, int64_t len) {
+  fm_weights *w = f->w;
+  TRY(fm_grow(&w->fresh, &w->cap_fresh, w->n_fresh + 1, sizeof *w->fresh, f->err));
+  w->fresh[w->n_fresh++] = (struct fm_placing){ .mat = m, .vector = vector, .len = len };
+  return FM_OK;
+}
+
 /* A vector as f32, owned, all finite. */
 static fm_status vector(fill *f, const float **out, const char *name, int64_t len) {
   char full[192];
@@ -65,6 +72,7 @@ static fm_status vector(fill *f, const float **out, const char *name, int64_t le
   f->w->owned.p[f->w->owned.n++] = v;
   fm_to_f32(v, e->t.data, e->t.dtype, len);
   *out = v;
+  TRY(remember(f, NULL, out, len));
   return check_finite(f, full, v, FM_F32, len);
 }
 
@@ -105,6 +113,7 @@ static fm_status matrix(fill *f, fm_mat *out, const char *name, int64_t rows, in
   TRY(find(f, full, 2, shape, &e));
   TRY(weight_dtype(f, full, &e->t));
   *out = (fm_mat){ .data = e->t.data, .dtype = e->t.dtype, .rows = rows, .cols = cols };
+  TRY(remember(f, out, NULL, 0));
   return e->t.dtype == FM_F8_E4M3 ? scales(f, full, 0, rows, cols, &out->scale) : FM_OK;
 }
 
@@ -129,6 +138,7 @@ static fm_status packed(fill *f, fm_mat **out, int parts, const char *name, int6
       .scale = scale ? scale + (i / parts) * ((rows + 127) / 128) * block_cols
                              + (i % parts) * (part / 128) * block_cols : NULL,
       .dtype = e->t.dtype, .rows = part, .cols = cols };
+  for (int64_t i = 0; i < n * parts; i++) TRY(remember(f, &out[i % parts][i / parts], NULL, 0));
   return FM_OK;
 }
 
@@ -204,6 +214,7 @@ static fm_status feed_forward(fill *f, fm_layer *l) {
   l->moe = fm_config_layer_is_moe(g, f->layer);
   if (!l->moe) return mlp(f, &l->mlp, "mlp.", g->intermediate_size);
   TRY(matrix(f, &l->router, "mlp.gate.weight", g->n_routed_experts, g->hidden_size));
+  f->w->fresh[f->w->n_fresh - 1].exact = true;
   if (g->topk_method == FM_NOAUX_TC)
     TRY(vector(f, &l->router_bias, "mlp.gate.e_score_correction_bias", g->n_routed_experts));
   TRY(experts(f, l));
@@ -239,6 +250,7 @@ static fm_status ends(fill *f) {
 fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, bool verify, int64_t *bytes,
                           fm_error *err) {
   fill f = { .w = w, .cfg = cfg, .layer = i, .verify = verify, .err = err };
+  w->n_fresh = 0;
   fm_status status = i < w->n_layers ? layer(&f, &w->layer[i]) : ends(&f);
   *bytes = f.bytes;
   return status;
@@ -262,8 +274,92 @@ fm_status fm_weights_new(fm_weights **out, fm_store *store, const fm_config *cfg
   return FM_OK;
 }
 
+/* ---- placing ------------------------------------------------------------------------------------- */
+
+/* What a matrix is stored as on the device. */
+static fm_dtype placed_dtype(const fm_ctx *c, const struct fm_placing *p) {
+  if (p->exact) return FM_F32;
+  if (c->arithmetic == FM_F32 || p->mat->dtype == FM_F8_E4M3) return p->mat->dtype;
+  return FM_BF16;
+}
+
+static int64_t scale_len(const fm_mat *m) {
+  return m->scale ? (m->rows + 127) / 128 * ((m->cols + 127) / 128) : 0;
+}
+
+static int64_t rounded(int64_t size) { return (size + 255) / 256 * 256; }
+
+/* Bytes of one entry; its scales stand behind it. */
+static int64_t placed_size(const fm_ctx *c, const struct fm_placing *p) {
+  if (p->vector) return rounded(p->len * 4);
+  return rounded(p->mat->rows * p->mat->cols * fm_dtype_size(placed_dtype(c, p))) + rounded(scale_len(p->mat) * 4);
+}
+
+/* Uploads a matrix whose stored dtype is not the device's; f8 with its scales. */
+static fm_status upload_converted(fm_ctx *c, char *to, const fm_mat *m, fm_dtype t) {
+  int64_t k = m->cols, across = (k + 127) / 128;
+  fm_mark mark = fm_arena_mark(&c->arena);
+  float *row = fm_arena_alloc(&c->arena, k * (int64_t)sizeof *row);
+  fm_status status = row ? FM_OK : fm_no_memory(&c->err, k * (int64_t)sizeof *row);
+  for (int64_t r = 0; r < m->rows && status == FM_OK; r++) {
+    fm_to_f32(row, (const char *)m->data + r * k * fm_dtype_size(m->dtype), m->dtype, k);
+    for (int64_t i = 0; m->scale && i < k; i++) row[i] *= m->scale[r / 128 * across + i / 128];
+    for (int64_t i = 0; t == FM_BF16 && i < k; i++) ((uint16_t *)row)[i] = fm_f32_to_bf16(row[i]);
+    status = c->ops->upload(c, to + r * k * fm_dtype_size(t), row, k * fm_dtype_size(t));
+  }
+  fm_arena_release(&c->arena, mark);
+  return status;
+}
+
+static fm_status place_one(fm_ctx *c, const struct fm_placing *p, char *at) {
+  if (p->vector) {
+    TRY(c->ops->upload(c, at, *p->vector, p->len * (int64_t)sizeof **p->vector));
+    *p->vector = (const float *)(void *)at;
+    return FM_OK;
+  }
+  fm_mat *m = p->mat;
+  fm_dtype t = placed_dtype(c, p);
+  int64_t size = m->rows * m->cols * fm_dtype_size(t);
+  if (t != m->dtype) TRY(upload_converted(c, at, m, t));
+  else TRY(c->ops->upload(c, at, m->data, size));
+  if (t == FM_F8_E4M3) {
+    TRY(c->ops->upload(c, at + rounded(size), m->scale, scale_len(m) * (int64_t)sizeof *m->scale));
+    m->scale = (const float *)(void *)(at + rounded(size));
+  } else m->scale = NULL;
+  m->data = at;
+  m->dtype = t;
+  return FM_OK;
+}
+
+fm_status fm_weights_place(fm_weights *w, fm_ctx *c, fm_error *err) {
+  int64_t size = 0;
+  void *block;
+  const void *embed = w->embed.data;
+  if (!c->ops->upload) return FM_OK;
+  w->device = c;
+  for (int64_t i = 0; i < w->n_fresh; i++) size += placed_size(c, &w->fresh[i]);
+  TRY(fm_grow(&w->block.p, &w->block.cap, w->block.n + 1, sizeof(void *), err));
+  TRY(c->ops->alloc(c->dev, &block, size, err));
+  w->block.p[w->block.n++] = block;
+  char *at = block;
+  for (int64_t i = 0; i < w->n_fresh; i++) {
+    int64_t step = placed_size(c, &w->fresh[i]);
+    if (place_one(c, &w->fresh[i], at) != FM_OK) {
+      if (err) *err = c->err;
+      return c->err.code;
+    }
+    at += step;
+  }
+  if (w->head.data == embed) w->head = w->embed;   // tied
+  w->n_fresh = 0;
+  return FM_OK;
+}
+
 void fm_weights_free(fm_weights *w) {
   if (!w) return;
+  for (int64_t i = 0; i < w->block.n; i++) w->device->ops->release(w->device->dev, w->block.p[i]);
+  fm_free(w->block.p);
+  fm_free(w->fresh);
   for (int64_t i = 0; i < w->owned.n; i++) fm_free(w->owned.p[i]);
   fm_free(w->owned.p);
   fm_free(w->layer);

@@ -37,6 +37,11 @@ typedef struct fm_weights {
   bool has_mtp;
   fm_mtp_weights mtp;
   struct { void **p; int64_t n, cap; } owned;
+  /* what the last filled slot holds, and the device's blocks that placed slots lie in */
+  struct fm_placing { fm_mat *mat; const float **vector; int64_t len; bool exact; } *fresh;
+  int64_t n_fresh, cap_fresh;
+  fm_ctx *device;
+  struct { void **p; int64_t n, cap; } block;
 } fm_weights;
 
 /* Takes over store (also when it fails). Nothing but the header is read until _layer. */
@@ -45,6 +50,9 @@ fm_status fm_weights_new (fm_weights **out, fm_store *store, const fm_config *cf
    finite values; with verify every weight for NaN. *bytes: of the tensors it took. */
 fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, bool verify, int64_t *bytes,
                           fm_error *err);
+/* Moves the slot filled last into the memory of c's device, in the dtype of its arithmetic; nothing to do where that is the
+   host's. The experts of a layer stand at equal distances. */
+fm_status fm_weights_place(fm_weights *w, fm_ctx *c, fm_error *err);
 void      fm_weights_free(fm_weights *w);
 
 #endif

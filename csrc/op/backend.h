@@ -4,9 +4,11 @@
 ** symbol, `const fm_backend *fm_backend_open_<name>(void)`, and must answer with the same ABI number.
 **
 ** Conventions: row-major, outermost first; `ld` is the distance between rows in elements. Activations
-** are f32. Pointers inside the structs below are the device's own. An operation returns FM_OK or leaves its message in
-** c->err. Every row's result depends on that row's inputs alone, by one fixed order of sums: not on the
-** number of rows, their neighbours, the threads, or how the call was cut into pieces.
+** are f32. Weights, activations, cache and rotation tables are in the device's memory. Ids, positions and spans are host
+** memory in every call: a device with memory of its own reads its copy of them (see stage). An operation returns FM_OK or
+** leaves its message in c->err; a device may work on after it returned, until something is downloaded. Every row's result
+** depends on that row's inputs alone, by one fixed order of sums: not on the number of rows, their neighbours, the threads,
+** or how the call was cut into pieces.
 */
 #ifndef FM_OP_BACKEND_H
 #define FM_OP_BACKEND_H
@@ -14,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 1
+#define FM_BACKEND_ABI 2
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
@@ -25,6 +27,10 @@ typedef struct fm_ctx {
   fm_device *dev;
   const fm_backend *ops;
   fm_arena arena;                        /* host scratch; an operation gives back what it takes */
+  char *slab;                            /* device scratch, where the device's memory is not the host's; else NULL */
+  int64_t slab_size, slab_used;
+  fm_dtype arithmetic;                   /* of matrix products: F32, BF16 or F8_E4M3 */
+  bool generated;                        /* the rows of this pass were sampled: few, and paid for by bytes of weights */
   fm_error err;
 } fm_ctx;
 
@@ -44,10 +50,13 @@ typedef struct fm_mat {
 typedef struct fm_mm {
   const fm_mat *w;
   const float *x; int64_t ldx;           /* (n, cols) */
+  const float *norm; float eps;          /* x is RMS-normed first, with these weights (cols); NULL: as it is */
+  const float *up;                       /* silu(x) * up takes x's place, (n, cols) ldx apart; NULL: as it is */
   float *out; int64_t ldo;               /* (n, rows) */
   const float *bias;                     /* (rows) or NULL */
   int64_t n;
   bool add;
+  bool exact;                            /* f32 arithmetic, whatever the context's: the router */
 } fm_mm;
 
 /* One layer of the paged cache: the row of token j of a sequence is at
@@ -86,15 +95,32 @@ typedef struct fm_route {
   float routed_scaling_factor;
 } fm_route;
 
-/* The routed experts of one layer. */
+/* The experts of one layer. */
 typedef struct fm_experts {
   int64_t n_experts, top_k, hidden_size, moe_intermediate_size;
   const fm_mat *gate, *up, *down;        /* (n_experts) each */
+  const float *norm; float eps;          /* x is RMS-normed first; NULL: as it is */
+  const fm_mat *shared_gate, *shared_up, *shared_down;   /* what every row takes too, added last; NULL: none */
 } fm_experts;
+
+/* Rotation of `dim` elements a vector. cos, sin (n_pos, dim/2), amplitude included; pos (n) picks the table's row.
+   interleaved: pairs (2i, 2i+1), else (i, i + dim/2). */
+typedef struct fm_rope {
+  const int32_t *pos;
+  const float *cos, *sin;
+  int64_t dim;
+  bool interleaved;
+} fm_rope;
+
+/* How one row of logits is drawn: argmax of logit / temperature + gumbel(noise of seed, sample, index, id); temperature 0:
+   argmax. */
+typedef struct fm_draw_rule { uint64_t seed; int64_t index; uint32_t sample; float temperature; } fm_draw_rule;
 
 struct fm_backend {
   uint32_t abi;
   const char *name;
+  uint32_t arithmetic, cache_dtypes;     /* bit 1 << fm_dtype: what it computes in, what it keeps */
+  int64_t chunk;                         /* rows of a prompt that are worth one pass */
 
   /* ---- the device ---- */
   fm_status (*open)(fm_device **out, int index, int threads, fm_error *err);
@@ -107,6 +133,23 @@ struct fm_backend {
   void      (*enter)(fm_device *d);      /* around the operations of one slice of work; nests */
   void      (*leave)(fm_device *d);
 
+  /* ---- a memory of its own; all NULL where the device works in the host's ---- */
+  /* size bytes of dst in the device's memory = src; may return before they are there, src is free to go */
+  fm_status (*upload)(fm_ctx *c, void *dst, const void *src, int64_t size);
+  /* waits for all that was asked for; *what went wrong* since the last time comes out here */
+  fm_status (*download)(fm_ctx *c, void *dst, const void *src, int64_t size);
+  /* A block of host memory, of which `send` makes the device's copy: ids, positions, spans and page lists of a pass.
+     Valid until the next stage. */
+  fm_status (*stage)(fm_ctx *c, void **host, int64_t size);
+  fm_status (*send)(fm_ctx *c);
+  /* Operations between record and play are noted under key instead of done; play does them. *known: they are noted already,
+     and none is to be called. The same key means the same operations on the same addresses. */
+  fm_status (*record)(fm_ctx *c, const int64_t key[8], bool *known);
+  fm_status (*play)(fm_ctx *c);
+  /* id (n) host memory: draws from logits (n, vocab_size) by rule (n); ids from n_valid on are padding. Waits. */
+  fm_status (*draw)(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n,
+                    int64_t vocab_size, int64_t n_valid);
+
   /* ---- operations ---- */
   /* out (n, cols) f32 = rows id[i] of table */
   fm_status (*embed)(fm_ctx *c, float *out, const fm_mat *table, const int32_t *id, int64_t n);
@@ -115,19 +158,15 @@ struct fm_backend {
                         int64_t n, int64_t dim, float eps);
   /* Independent products, all in one call. */
   fm_status (*matmul)(fm_ctx *c, const fm_mm *mm, int64_t n_mm);
-  /* Rotates in place, for each row, n_heads vectors of dim elements that start at x + i*ldx + h*stride.
-     cos, sin (n_pos, dim/2), amplitude included; pos (n) picks the table's row.
-     interleaved: pairs (2i, 2i+1), else (i, i + dim/2). */
-  fm_status (*rope)(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
-                    const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved);
-  /* out = silu(gate) * up, elementwise, (n, dim) each */
-  fm_status (*silu_mul)(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld,
-                        int64_t n, int64_t dim);
-  /* x += y, len elements */
-  fm_status (*add)(fm_ctx *c, float *x, const float *y, int64_t len);
+  /* Rotates in place, for each row, n_heads vectors that start at x + i*ldx + h*stride. */
+  fm_status (*rope)(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r);
   /* Stores rows (n, width) f32 of all spans into their pages, rounded to the cache's dtype. */
   fm_status (*cache_store)(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
                            const float *x, int64_t ldx);
+  /* What MLA does between projections and attention: norms the latent of each row of kv (n, rank + rope), in place, rotates
+     its key part and q's (n, n_heads * (nope + rope)), and stores kv. Takes a's cache, spans, sizes; a->q is written. */
+  fm_status (*mla_store)(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps,
+                         int64_t n, const fm_rope *r);
   /* MLA, keys and values expanded from the latent (prompts), or queries absorbed (decoding). The spans' own
      rows are in the cache already. Cache row: latent (rank), then rotated key (rope).
      GQA: cache row: n_kv_heads x head_dim keys, then the same of values. */
@@ -141,8 +180,8 @@ struct fm_backend {
      Ties go to the lower id. Source: DeepSeek-V3 report 2.1.2, DeepSeek-V2 report 2.2. */
   fm_status (*route)(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
                      const fm_route *r, int64_t n);
-  /* out[i] += sum over slots k of topk_weight[i,k] * mlp_{topk_id[i,k]}(x[i]), slots in order;
-     x, out (n, hidden_size), not the same */
+  /* out[i] += sum over slots k of topk_weight[i,k] * mlp_{topk_id[i,k]}(x[i]), slots in order, then the shared one;
+     x, out (n, hidden_size); the same only with a norm */
   fm_status (*experts)(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
                        const fm_experts *e, int64_t n);
 };

@@ -13,7 +13,16 @@ fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err)
   const fm_backend *ops = NULL;
   int index = 0;
   *c = (fm_ctx){ 0 };
-  if (!device || strcmp(device, "auto") == 0 || strcmp(device, "cpu") == 0) ops = fm_cpu_backend();
+  c->arithmetic = FM_F32;
+  if (!device || strcmp(device, "auto") == 0) {    // the GPU when there is one that works
+    fm_error why;
+    if (fm_backend_find(&ops, &index, "cuda", &why) == FM_OK && ops->open(&c->dev, 0, threads, &why) == FM_OK) {
+      c->ops = ops;
+      return FM_OK;
+    }
+    device = "cpu";
+  }
+  if (strcmp(device, "cpu") == 0) ops = fm_cpu_backend();
   else TRY(fm_backend_find(&ops, &index, device, err));
   TRY(ops->open(&c->dev, index, threads, err));
   c->ops = ops;
@@ -22,16 +31,58 @@ fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err)
 
 void fm_ctx_close(fm_ctx *c) {
   fm_arena_free(&c->arena);
+  if (c->slab) c->ops->release(c->dev, c->slab);
   if (c->dev) c->ops->close(c->dev);
   *c = (fm_ctx){ 0 };
+}
+
+fm_status fm_ctx_reserve(fm_ctx *c, int64_t size, fm_error *err) {
+  if (!c->ops->upload) return FM_OK;
+  TRY(c->ops->alloc(c->dev, (void **)&c->slab, size, err));
+  c->slab_size = size;
+  return FM_OK;
 }
 
 static fm_status scratch(fm_ctx *c, void **out, int64_t n, int64_t m, int64_t elem) {
   int64_t size;
   if (!fm_mul(n, m, &size) || !fm_mul(size, elem, &size))
     return fm_fail(&c->err, FM_EOVERFLOW, "scratch of %lld x %lld is too large", (long long)n, (long long)m);
+  if (!c->ops->upload) {
+    *out = fm_arena_alloc(&c->arena, size);
+    return *out ? FM_OK : fm_no_memory(&c->err, size);
+  }
+  int64_t at = (c->slab_used + 255) / 256 * 256;
+  if (size > c->slab_size - at)
+    return fm_fail(&c->err, FM_EMEMORY, "device scratch: %lld bytes wanted, %lld of %lld taken", (long long)size,
+                   (long long)at, (long long)c->slab_size);
+  *out = c->slab + at;
+  c->slab_used = at + size;
+  return FM_OK;
+}
+
+fm_scratch_mark fm_scratch_here(fm_ctx *c) {
+  return (fm_scratch_mark){ fm_arena_mark(&c->arena), c->slab_used };
+}
+
+void fm_scratch_back(fm_ctx *c, fm_scratch_mark m) {
+  fm_arena_release(&c->arena, m.host);
+  c->slab_used = m.slab;
+}
+
+fm_status fm_to_host(fm_ctx *c, float **out, const float *x, int64_t rows, int64_t cols) {
+  int64_t size = rows * cols * (int64_t)sizeof *x;
+  *out = (float *)(uintptr_t)x;
+  if (!c->ops->download) return FM_OK;
   *out = fm_arena_alloc(&c->arena, size);
-  return *out ? FM_OK : fm_no_memory(&c->err, size);
+  if (!*out) return fm_no_memory(&c->err, size);
+  return c->ops->download(c, *out, x, size);
+}
+
+fm_status fm_to_device(fm_ctx *c, float **out, const float *x, int64_t rows, int64_t cols) {
+  *out = (float *)(uintptr_t)x;
+  if (!c->ops->upload) return FM_OK;
+  TRY(fm_scratch(c, out, rows, cols));
+  return c->ops->upload(c, *out, x, rows * cols * (int64_t)sizeof *x);
 }
 
 fm_status fm_scratch(fm_ctx *c, float **out, int64_t rows, int64_t cols) {
@@ -86,24 +137,18 @@ fm_status fm_op_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
   return c->ops->matmul(c, mm, n_mm);
 }
 
-fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
-                     const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved) {
-  CHECK(n >= 0 && dim > 0 && dim % 2 == 0 && stride >= dim && n_heads > 0 && ldx >= (n_heads - 1) * stride + dim &&
-        x && pos && cos && sin, "rope: %lld x %lld heads of dim %lld, stride %lld, ld %lld", LL(n), LL(n_heads),
-        LL(dim), LL(stride), LL(ldx));
-  return c->ops->rope(c, x, ldx, n_heads, stride, dim, pos, n, cos, sin, interleaved);
+static fm_status check_rope(fm_ctx *c, const fm_rope *r) {
+  CHECK(r && r->dim >= 0 && r->dim % 2 == 0 && r->pos && r->cos && r->sin, "rope: dim %lld, or a NULL",
+        LL(r ? r->dim : 0));
+  return FM_OK;
 }
 
-fm_status fm_op_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld, int64_t n,
-                         int64_t dim) {
-  CHECK(n >= 0 && dim >= 0 && ldo >= dim && ld >= dim && out && gate && up,
-        "silu_mul: dim %lld, ld %lld, %lld", LL(dim), LL(ld), LL(ldo));
-  return c->ops->silu_mul(c, out, ldo, gate, up, ld, n, dim);
-}
-
-fm_status fm_op_add(fm_ctx *c, float *x, const float *y, int64_t len) {
-  CHECK(len >= 0 && (len == 0 || (x && y)), "add: %lld elements", LL(len));
-  return c->ops->add(c, x, y, len);
+fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r) {
+  TRY(check_rope(c, r));
+  CHECK(n >= 0 && r->dim > 0 && stride >= r->dim && n_heads > 0 && ldx >= (n_heads - 1) * stride + r->dim && x,
+        "rope: %lld x %lld heads of dim %lld, stride %lld, ld %lld", LL(n), LL(n_heads), LL(r->dim), LL(stride),
+        LL(ldx));
+  return c->ops->rope(c, x, ldx, n_heads, stride, n, r);
 }
 
 static fm_status check_spans(fm_ctx *c, const char *op, const fm_cache *k, const fm_span *span, int64_t n) {
@@ -133,6 +178,17 @@ static fm_status check_mla(fm_ctx *c, const char *op, const fm_attn *a) {
         a->ldo >= a->n_heads * a->v_head_dim, "%s: %lld heads of %lld + %lld, %lld do not fit kv_b (%lld, %lld)", op,
         LL(a->n_heads), LL(a->nope), LL(a->rope), LL(a->v_head_dim), LL(a->kv_b->rows), LL(a->kv_b->cols));
   return FM_OK;
+}
+
+fm_status fm_op_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps, int64_t n,
+                          const fm_rope *r) {
+  TRY(check_rope(c, r));
+  TRY(check_spans(c, "mla_store", a->cache, a->span, a->n_spans));
+  CHECK(n >= 0 && q && kv && norm && a->n_heads > 0 && a->nope > 0 && r->dim == a->rope &&
+        a->cache->width == a->rank + a->rope && a->ldq >= a->n_heads * (a->nope + a->rope),
+        "mla_store: %lld heads of %lld + %lld, cache width %lld", LL(a->n_heads), LL(a->nope), LL(a->rope),
+        LL(a->cache->width));
+  return c->ops->mla_store(c, a, q, kv, norm, eps, n, r);
 }
 
 fm_status fm_op_mla_prompt(fm_ctx *c, const fm_attn *a) {
@@ -167,7 +223,7 @@ fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const flo
 fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
                         const fm_experts *e, int64_t n) {
   CHECK(n >= 0 && e->n_experts > 0 && e->top_k > 0 && e->hidden_size > 0 && e->moe_intermediate_size > 0 &&
-        out != x,
+        (out != x || e->norm),
         "experts: %lld rows, %lld of %lld experts", LL(n), LL(e->top_k), LL(e->n_experts));
   CHECK(n == 0 || (out && x && topk_id && topk_weight && e->gate && e->up && e->down), "experts: a NULL");
   return c->ops->experts(c, out, x, topk_id, topk_weight, e, n);

@@ -7,24 +7,33 @@
 
 #include "op/backend.h"
 
-/* "cpu" or "auto". Opens the device and an empty context on it; FM_EDEVICE says why not. */
+/* "cpu", "cuda", "cuda:1", or "auto" (NULL too): the first GPU, or the cpu where there is none. Opens the device and an empty context on it; FM_EDEVICE says why not. */
 fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err);
 void      fm_ctx_close(fm_ctx *c);
-/* Scratch of n floats (or ints) from c->arena; FM_EMEMORY in c->err. */
+/* Takes `size` bytes of the device's memory for scratch, where that is not the host's. */
+fm_status fm_ctx_reserve(fm_ctx *c, int64_t size, fm_error *err);
+
+/* Scratch of n floats (or ints) in the device's memory; FM_EMEMORY in c->err. Given back in the order it was taken. */
 fm_status fm_scratch(fm_ctx *c, float **out, int64_t rows, int64_t cols);
 fm_status fm_scratch_int(fm_ctx *c, int32_t **out, int64_t n);
+typedef struct fm_scratch_mark { fm_mark host; int64_t slab; } fm_scratch_mark;
+fm_scratch_mark fm_scratch_here(fm_ctx *c);
+void      fm_scratch_back(fm_ctx *c, fm_scratch_mark m);
+
+/* rows x cols floats of the device where the host can read them: x itself, or a copy in c->arena (waits for it). */
+fm_status fm_to_host(fm_ctx *c, float **out, const float *x, int64_t rows, int64_t cols);
+/* The other way: a copy in scratch, or x itself. */
+fm_status fm_to_device(fm_ctx *c, float **out, const float *x, int64_t rows, int64_t cols);
 
 fm_status fm_op_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t *id, int64_t n);
 fm_status fm_op_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, int64_t ldx, const float *w,
                          int64_t n, int64_t dim, float eps);
 fm_status fm_op_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm);
-fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t dim,
-                     const int32_t *pos, int64_t n, const float *cos, const float *sin, bool interleaved);
-fm_status fm_op_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate, const float *up, int64_t ld,
-                         int64_t n, int64_t dim);
-fm_status fm_op_add(fm_ctx *c, float *x, const float *y, int64_t len);
+fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r);
 fm_status fm_op_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
                             const float *x, int64_t ldx);
+fm_status fm_op_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps, int64_t n,
+                          const fm_rope *r);
 fm_status fm_op_mla_prompt(fm_ctx *c, const fm_attn *a);
 fm_status fm_op_mla_decode(fm_ctx *c, const fm_attn *a);
 fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a);

@@ -19,10 +19,15 @@ typedef struct gather {
   float *last;                           /* (hidden_size) final-normed state of the row before the chunk */
 } gather;
 
-static void tap(const gather *g, const fm_pass *p, int64_t at, const float *rows, int64_t layer) {
+static fm_status tap(const gather *g, const fm_pass *p, int64_t at, const float *rows, int64_t layer) {
   int64_t d = g->m->cfg.hidden_size;
-  if (g->states)
-    memcpy(g->hidden + (layer * g->n + at) * d, rows, (size_t)(p->n * d) * sizeof *rows);
+  float *host;
+  if (!g->states) return FM_OK;
+  fm_mark mark = fm_arena_mark(&g->m->c.arena);
+  TRY(fm_to_host(&g->m->c, &host, rows, p->n, d));
+  memcpy(g->hidden + (layer * g->n + at) * d, host, (size_t)(p->n * d) * sizeof *rows);
+  fm_arena_release(&g->m->c.arena, mark);
+  return FM_OK;
 }
 
 /* Uses rows of logits that belong to positions at .. */
@@ -41,16 +46,19 @@ static fm_status mtp_chunk(gather *g, fm_session *s, int64_t a, int64_t b, const
   bool done = false;
   if (first >= b) return FM_OK;
   float *h;
-  TRY(fm_scratch(&m->c, &h, b - first, d));
+  h = fm_arena_alloc(&m->c.arena, (b - first) * d * (int64_t)sizeof *h);
+  if (!h) return fm_no_memory(&m->c.err, (b - first) * d * (int64_t)sizeof *h);
   if (a > 0) memcpy(h, g->last, (size_t)d * sizeof *h);
   memcpy(h + (a > 0 ? d : 0), hidden, (size_t)((b - a - 1) * d) * sizeof *h);
   if (s->kv.mtp_len != first) s->kv.mtp_first = first;
   fm_seg seg = { .seq = &s->kv, .ids = g->ids + first, .h = h, .index = first, .n = b - first,
                  .n_logits = b - first };
-  TRY(fm_pass_begin(&p, &m->net, &seg, 1, true));
+  TRY(fm_pass_begin(&p, &m->net, &seg, 1, true, NULL));
   fm_status status = FM_OK;
   while (status == FM_OK && !done) status = fm_pass_layer(&p, &done);
-  if (status == FM_OK) use_logits(g, p.logits, first - 1, b - first);
+  float *logits;
+  if (status == FM_OK) status = fm_to_host(&m->c, &logits, p.logits, b - first, m->cfg.vocab_size);
+  if (status == FM_OK) use_logits(g, logits, first - 1, b - first);
   fm_pass_end(&p);
   s->kv.mtp_len = b;
   return status;
@@ -59,17 +67,21 @@ static fm_status mtp_chunk(gather *g, fm_session *s, int64_t a, int64_t b, const
 static fm_status run_pass(gather *g, fm_session *s, fm_pass *p, int64_t a, int64_t b) {
   int64_t d = g->m->cfg.hidden_size, layers = g->m->cfg.num_hidden_layers;
   bool done = false;
-  tap(g, p, a, p->x, 0);
+  TRY(tap(g, p, a, p->x, 0));
   while (!done) {
     TRY(fm_pass_layer(p, &done));
-    if (p->layer < layers) tap(g, p, a, p->x, p->layer);
+    if (p->layer < layers) TRY(tap(g, p, a, p->x, p->layer));
   }
-  tap(g, p, a, p->hidden, layers);
-  if (p->n_logits) use_logits(g, p->logits, b - p->n_logits, p->n_logits);
-  if (g->mtp) {
-    TRY(mtp_chunk(g, s, a, b, p->hidden));
-    memcpy(g->last, p->hidden + (b - a - 1) * d, (size_t)d * sizeof *g->last);
+  TRY(tap(g, p, a, p->hidden, layers));
+  float *host;
+  if (p->n_logits) {
+    TRY(fm_to_host(&g->m->c, &host, p->logits, p->n_logits, g->m->cfg.vocab_size));
+    use_logits(g, host, b - p->n_logits, p->n_logits);
   }
+  if (!g->mtp) return FM_OK;
+  TRY(fm_to_host(&g->m->c, &host, p->hidden, p->n, d));
+  TRY(mtp_chunk(g, s, a, b, host));
+  memcpy(g->last, host + (b - a - 1) * d, (size_t)d * sizeof *g->last);
   return FM_OK;
 }
 
@@ -79,7 +91,7 @@ static fm_status run_chunk(gather *g, fm_session *s, int64_t a, int64_t b) {
   int64_t from = g->mtp || g->from > b ? b : (g->from > a ? g->from : a);
   fm_seg seg = { .seq = &s->kv, .ids = g->ids + a, .index = a, .n = b - a, .n_logits = b - from };
   TRY(fm_session_reserve(s, a, b, &m->c.err));
-  TRY(fm_pass_begin(&p, &m->net, &seg, 1, false));
+  TRY(fm_pass_begin(&p, &m->net, &seg, 1, false, NULL));
   fm_status status = run_pass(g, s, &p, a, b);
   fm_pass_end(&p);
   s->kv.len = b;

@@ -6,43 +6,66 @@
 #include <math.h>
 #include <string.h>
 
+/* Everything that follows from config, options and device, before any weight is read. */
+typedef struct setup { fm_dtype cache, arithmetic; int64_t ctx, seqs, n_pages; int drafts; } setup;
+
 /* ---- options ------------------------------------------------------------------------------------ */
 
 fm_load_options fm_load_options_default(void) {
   return (fm_load_options){ .mtp = -1 };
 }
 
-static fm_status check_dtype(const fm_load_options *o, fm_dtype *cache, fm_error *err) {
-  const char *d = o->dtype ? o->dtype : "auto", *k = o->cache_dtype ? o->cache_dtype : "auto";
-  if (strcmp(d, "auto") != 0 && strcmp(d, "f32") != 0) {
-    fm_fail(err, FM_EUNSUPPORTED, "dtype \"%s\": the cpu computes in f32", d);
+/* The dtype of an option's word; FM_I32 for "auto" and none. */
+static fm_dtype named(const char *word) {
+  static const struct { const char *word; fm_dtype t; } names[] = {
+    { "f32", FM_F32 }, { "bf16", FM_BF16 }, { "fp8", FM_F8_E4M3 } };
+  for (size_t i = 0; word && i < sizeof names / sizeof *names; i++)
+    if (strcmp(word, names[i].word) == 0) return names[i].t;
+  return FM_I32;
+}
+
+/* What the checkpoint's own dtype asks of a device that can do it: f32 stays exact, fp8 is fp8, all else bf16. */
+static fm_dtype own_arithmetic(const fm_backend *ops, fm_dtype stored) {
+  fm_dtype want = stored == FM_F32 || stored == FM_F8_E4M3 ? stored : FM_BF16;
+  return ops->arithmetic >> want & 1 ? want : FM_F32;
+}
+
+static fm_status check_dtype(setup *s, const fm_backend *ops, fm_dtype stored, const fm_load_options *o, fm_error *err) {
+  fm_dtype d = named(o->dtype), k = named(o->cache_dtype);
+  s->arithmetic = d == FM_I32 ? own_arithmetic(ops, stored) : d;
+  if (!(ops->arithmetic >> s->arithmetic & 1)) {
+    fm_fail(err, FM_EUNSUPPORTED, "dtype \"%s\": the %s computes in f32", o->dtype, ops->name);
     return fm_hint(err, FM_EUNSUPPORTED, "stored bf16 and fp8 weights stay as they are either way");
   }
-  if (strcmp(k, "auto") == 0 || strcmp(k, "f32") == 0) *cache = FM_F32;
-  else if (strcmp(k, "bf16") == 0) *cache = FM_BF16;
-  else return fm_fail(err, FM_EUNSUPPORTED, "cache_dtype \"%s\": the cpu has \"f32\" and \"bf16\"", k);
+  s->cache = k != FM_I32 ? k : s->arithmetic == FM_F32 ? FM_F32 : FM_BF16;
+  if (!(ops->cache_dtypes >> s->cache & 1))
+    return fm_fail(err, FM_EUNSUPPORTED, "cache_dtype \"%s\": the %s has \"f32\" and \"bf16\"", o->cache_dtype, ops->name);
   return FM_OK;
 }
 
-/* Everything that follows from config and options, before anything is read. */
-typedef struct setup { fm_dtype cache; int64_t ctx, seqs, n_pages; int drafts; } setup;
-
-static fm_status make_setup(setup *s, const fm_config *g, const fm_load_options *o, fm_error *err) {
-  TRY(check_dtype(o, &s->cache, err));
+/* The numbers among the options, before any device is opened. */
+static fm_status check_options(const fm_config *g, const fm_load_options *o, fm_error *err) {
   int64_t limit = g->max_position_embeddings;
-  s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
-  s->seqs = o->seqs ? o->seqs : 4;
-  if (s->ctx < 1 || s->ctx > limit)
+  if (o->ctx < 0 || o->ctx > limit)
     return fm_fail(err, FM_EINVAL, "ctx must be 1 to max_position_embeddings (%lld), got %lld", (long long)limit,
-                   (long long)s->ctx);
-  if (s->seqs < 1 || s->seqs > 1 << 16)
-    return fm_fail(err, FM_EINVAL, "seqs must be 1 to 65536, got %lld", (long long)s->seqs);
+                   (long long)o->ctx);
+  if (o->seqs < 0 || o->seqs > 1 << 16)
+    return fm_fail(err, FM_EINVAL, "seqs must be 1 to 65536, got %lld", (long long)o->seqs);
   if (o->threads < 0 || o->threads > 1024)
     return fm_fail(err, FM_EINVAL, "threads must be 0 to 1024, got %d", o->threads);
   if (o->mtp < -1 || o->mtp > FM_MAX_DRAFTS)
     return fm_fail(err, FM_EINVAL, "mtp must be at most %d drafts, got %d", FM_MAX_DRAFTS, o->mtp);
   if (o->mtp > 0 && !g->num_nextn_predict_layers)
     return fm_fail(err, FM_EUNSUPPORTED, "mtp: the checkpoint has no MTP layer");
+  return FM_OK;
+}
+
+static fm_status make_setup(setup *s, const fm_backend *ops, const fm_config *g, fm_dtype stored,
+                            const fm_load_options *o, fm_error *err) {
+  TRY(check_dtype(s, ops, stored, o, err));
+  int64_t limit = g->max_position_embeddings;
+  s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
+  s->seqs = o->seqs ? o->seqs : 4;
   s->drafts = g->num_nextn_predict_layers ? (o->mtp < 0 ? 1 : o->mtp) : 0;
   // one page more a sequence: a last page shared after a fork is copied before the old one is free
   s->n_pages = s->seqs * ((s->ctx + FM_PAGE - 1) / FM_PAGE + 1);
@@ -51,8 +74,8 @@ static fm_status make_setup(setup *s, const fm_config *g, const fm_load_options 
 
 /* ---- plan --------------------------------------------------------------------------------------- */
 
-/* Bytes of activations of one pass of FM_CHUNK rows, at its widest. */
-static int64_t scratch_size(const fm_config *g) {
+/* Bytes of activations of one pass at its widest: a prompt's chunk, or all sequences decoding. */
+static int64_t scratch_size(const fm_config *g, const fm_backend *ops, const setup *s) {
   int64_t qk = g->family == FM_QWEN2 ? g->head_dim : fm_config_qk_head_dim(g);
   int64_t attn = g->num_attention_heads * (qk + (g->family == FM_QWEN2 ? g->head_dim : g->v_head_dim))
                  + g->q_lora_rank + fm_config_cache_width(g) + g->hidden_size;
@@ -60,43 +83,65 @@ static int64_t scratch_size(const fm_config *g) {
                  ? g->num_experts_per_tok * (2 * g->moe_intermediate_size + 2 * g->hidden_size) : 0;
   int64_t mlp = 2 * g->intermediate_size + g->hidden_size;
   wide = wide > mlp ? wide : mlp;
-  return FM_CHUNK * (3 * g->hidden_size + (attn > wide ? attn : wide)) * 4 + 8 * g->vocab_size * 4;
+  int64_t rows = ops->upload ? s->seqs * (1 + s->drafts) : 8;
+  int64_t size = ops->chunk * (3 * g->hidden_size + (attn > wide ? attn : wide)) * 4 + rows * g->vocab_size * 4;
+  // taken once and never grown, with room for what operations keep in between
+  return ops->upload ? 2 * size + ((int64_t)128 << 20) + 128 * (int64_t)g->vocab_size * 4 : size;
 }
 
-static fm_status fill_plan(fm_plan *p, const fm_store *store, const fm_config *g, const setup *s, fm_error *err) {
-  fm_ctx c;
+static fm_status fill_plan(fm_plan *p, fm_ctx *c, const fm_store *store, const fm_config *g, const setup *s,
+                           fm_error *err) {
   int64_t free_bytes, page = fm_kv_page_size(g, s->cache, s->drafts > 0);
-  TRY(fm_ctx_open(&c, "cpu", 1, err));
-  fm_status status = c.ops->memory(c.dev, &p->memory, &free_bytes);
-  fm_ctx_close(&c);
-  if (status != FM_OK) return fm_fail(err, status, "the device does not tell its memory");
+  if (c->ops->memory(c->dev, &p->memory, &free_bytes) != FM_OK)
+    return fm_fail(err, FM_EDEVICE, "the device does not tell its memory");
+  p->free_memory = free_bytes;
+  p->device = c->ops->name;
   p->parameters = fm_store_parameters(store);
   p->weights = fm_store_bytes(store);
   if (!fm_mul(s->n_pages, page, &p->cache))
     return fm_fail(err, FM_EOVERFLOW, "ctx * seqs = %lld * %lld is too large", (long long)s->ctx,
                    (long long)s->seqs);
-  p->scratch = scratch_size(g);
+  p->scratch = scratch_size(g, c->ops, s);
   p->ctx = s->ctx;
   p->seqs = s->seqs;
-  int64_t room = p->memory - p->weights - p->scratch;
+  int64_t room = (c->ops->upload ? free_bytes : p->memory) - p->weights - p->scratch;
   int64_t pages = room > 0 ? room / (page * s->seqs) - 1 : 0;
   p->max_ctx = pages > 0 ? pages * FM_PAGE : 0;
   if (p->max_ctx > g->max_position_embeddings) p->max_ctx = g->max_position_embeddings;
   return FM_OK;
 }
 
-fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, fm_error *err) {
-  fm_load_options dflt = fm_load_options_default();
+static fm_dtype stored_dtype(const fm_store *store) {
+  fm_dtype best = FM_F32;                          // any f8 makes it an f8 checkpoint, else any bf16 or f16 counts
+  for (int64_t i = 0; i < fm_store_count(store); i++) {
+    fm_dtype t = fm_store_at(store, i)->t.dtype;
+    if (t == FM_F8_E4M3) return t;
+    if (t == FM_BF16 || t == FM_F16) best = t;
+  }
+  return best;
+}
+
+static fm_status plan(fm_plan *p, fm_ctx *c, const char *dir, const fm_load_options *o, fm_error *err) {
   fm_config cfg;
   fm_store *store;
   setup s;
-  fm_plan p = { 0 };
-  if (!o) o = &dflt;
   TRY(fm_config_load(&cfg, dir, err));
-  TRY(make_setup(&s, &cfg, o, err));
+  TRY(check_options(&cfg, o, err));
   TRY(fm_store_open(&store, dir, err));
-  fm_status status = fill_plan(&p, store, &cfg, &s, err);
+  fm_status status = make_setup(&s, c->ops, &cfg, stored_dtype(store), o, err);
+  if (status == FM_OK) status = fill_plan(p, c, store, &cfg, &s, err);
   fm_store_close(store);
+  return status;
+}
+
+fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, fm_error *err) {
+  fm_load_options dflt = fm_load_options_default();
+  fm_plan p = { 0 };
+  fm_ctx c;
+  if (!o) o = &dflt;
+  TRY(fm_ctx_open(&c, o->device, 1, err));
+  fm_status status = plan(&p, &c, dir, o, err);
+  fm_ctx_close(&c);
   if (status == FM_OK) *out = p;
   return status;
 }
@@ -118,16 +163,37 @@ static fm_status open_tokenizer(fm_model *m, fm_error *err) {
   return status;
 }
 
+/* A device with a memory of its own either holds it all or is not begun with. */
+static fm_status check_room(fm_model *m, const fm_store *store, const setup *s, fm_error *err) {
+  fm_plan p = { 0 };
+  if (!m->c.ops->upload) return FM_OK;
+  TRY(fill_plan(&p, &m->c, store, &m->cfg, s, err));
+  int64_t need = p.weights + p.cache + p.scratch;
+  if (need <= p.free_memory) return FM_OK;
+  fm_fail(err, FM_EMEMORY, "%s needs %.2f GiB on the %s, %.2f GiB are free", m->dir, (double)need / 0x1p30,
+          m->c.ops->name, (double)p.free_memory / 0x1p30);
+  if (!p.max_ctx) return fm_hint(err, FM_EMEMORY, "its weights alone are %.2f GiB", (double)p.weights / 0x1p30);
+  return fm_hint(err, FM_EMEMORY, "with seqs = %lld the largest ctx that fits is %lld", (long long)p.seqs,
+                 (long long)p.max_ctx);
+}
+
 static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *err) {
   fm_model *m = l->m;
   fm_store *store;
   TRY(fm_config_load(&m->cfg, m->dir, err));
-  TRY(make_setup(&l->s, &m->cfg, o, err));
+  TRY(check_options(&m->cfg, o, err));
+  TRY(fm_store_open(&store, m->dir, err));
+  fm_status status = fm_ctx_open(&m->c, o->device, o->threads, err);
+  if (status == FM_OK) status = make_setup(&l->s, m->c.ops, &m->cfg, stored_dtype(store), o, err);
+  if (status == FM_OK) status = check_room(m, store, &l->s, err);
+  if (status != FM_OK) {
+    fm_store_close(store);
+    return status;
+  }
   m->ctx = l->s.ctx;
   m->seqs = l->s.seqs;
   m->drafts = l->s.drafts;
-  TRY(fm_ctx_open(&m->c, o->device ? o->device : "auto", o->threads, err));
-  TRY(fm_store_open(&store, m->dir, err));
+  m->c.arithmetic = l->s.arithmetic;
   l->total = fm_store_bytes(store);
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
   return open_tokenizer(m, err);
@@ -156,6 +222,7 @@ fm_status fm_loader_step(fm_loader *l, int64_t *done, int64_t *total, fm_error *
   fm_weights *w = l->m->w;
   if (l->slot <= w->n_layers) {
     TRY(fm_weights_fill(w, &l->m->cfg, l->slot, l->verify, &bytes, err));
+    TRY(fm_weights_place(w, &l->m->c, err));
     l->slot++;
     l->done += bytes;
     l->m->stats.weight_bytes += bytes;
@@ -172,8 +239,10 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   if (!m || l->slot <= m->w->n_layers) return fm_fail(err, FM_EINVAL, "loading is not done yet");
   int64_t v = m->cfg.vocab_size;
   TRY(fm_kv_new(&m->kv, &m->c, &m->cfg, l->s.cache, m->drafts > 0, l->s.n_pages, err));
-  TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, err));
-  TRY(fm_sampler_new(&m->sampler, v, m->tok ? fm_tokenizer_size(m->tok) : v, err));
+  int64_t n_valid = m->tok ? fm_tokenizer_size(m->tok) : v;
+  TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, n_valid < v ? n_valid : v, err));
+  TRY(fm_ctx_reserve(&m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
+  TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
   m->digest = fm_store_digest(m->w->store);
   l->m = NULL;
   *out = m;
@@ -204,6 +273,8 @@ void fm_model_close(fm_model *m) {
   fm_free(m->work.task);
   fm_free(m->work.seg);
   fm_free(m->work.h);
+  fm_free(m->work.rule);
+  fm_free(m->work.drawn);
   fm_sampler_free(m->sampler);
   fm_net_free(&m->net);
   fm_kv_free(m->kv);
@@ -232,7 +303,7 @@ fm_stats fm_model_stats(const fm_model *m) {
   s.pages_used = m->kv->n_pages - m->kv->n_free;
   s.page_tokens = FM_PAGE;
   s.cache_bytes = m->kv->n_pages * m->kv->page_size;
-  s.scratch_bytes = fm_arena_size(&m->c.arena);
+  s.scratch_bytes = fm_arena_size(&m->c.arena) + m->c.slab_size;
   return s;
 }
 

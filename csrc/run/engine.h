@@ -10,7 +10,6 @@
 #include "model/model.h"
 #include "run/sampler.h"
 
-enum { FM_CHUNK = 512 };                 /* prompt rows in one pass */
 enum { FM_MAX_DRAFTS = 7 };              /* with the pending id: 8 rows verified together */
 
 struct fm_session {
@@ -51,7 +50,9 @@ typedef struct fm_work {
   fm_work_kind kind;
   fm_pass pass;
   fm_task **task; fm_seg *seg; int64_t n, cap_task, cap_seg;
+  fm_draw_rule *rule; int32_t *drawn; int64_t cap_rule, cap_drawn;   /* for a device that draws */
   float *h; int64_t n_h, cap_h;          /* states for the MTP pass that follows; rows */
+  float *hidden, *logits;                /* the completed pass's, where the host can read them; NULL: not wanted */
   int64_t depth;                         /* FM_DRAFT: drafts made so far in this step */
   bool started;
   double begun;                          /* ms */

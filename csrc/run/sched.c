@@ -4,6 +4,7 @@
 **   prefill -> (MTP rows of the prompt) -> first draw -> draft
 **   decode all running tasks, each with its drafts behind its pending id -> draws -> draft, depth by depth
 */
+#include <math.h>
 #include <string.h>
 #include <time.h>
 
@@ -62,6 +63,51 @@ void fm_sched_abandon(fm_model *m, const fm_session *s) {
     }
 }
 
+/* Rows of logits whose draw needs no more than temperature and noise: a device may do it. */
+static bool plain_draw(const fm_generate_options *o) {
+  return o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
+         o->presence_penalty == 0 && o->frequency_penalty == 0 && o->n_logit_bias == 0;
+}
+
+/* Rules for every row of logits of the pass that is to begin; none when some row needs the host's sampler. */
+static fm_status make_rules(fm_model *m, const fm_draw_rule **out) {
+  fm_work *w = &m->work;
+  int64_t n = 0;
+  *out = NULL;
+  if (!m->c.ops->draw) return FM_OK;
+  for (int64_t i = 0; i < w->n; i++) {
+    const fm_task *t = w->task[i];
+    if (!plain_draw(&t->o)) return FM_OK;
+    TRY(fm_grow(&w->rule, &w->cap_rule, n + w->seg[i].n_logits, sizeof *w->rule, &m->c.err));
+    int64_t index = t->s->n + (w->kind == FM_DRAFT ? w->depth : 0);
+    for (int64_t j = 0; j < w->seg[i].n_logits; j++)
+      w->rule[n++] = (fm_draw_rule){ .seed = t->o.seed, .index = index + j, .sample = t->o.sample,
+                                     .temperature = t->o.temperature };
+  }
+  *out = n ? w->rule : NULL;
+  return FM_OK;
+}
+
+/* What of a pass the host is going to read: ids that the device drew, or logits, and states for the MTP layer. */
+static fm_status fetch(fm_model *m) {
+  fm_work *w = &m->work;
+  fm_pass *p = &w->pass;
+  bool last_states = w->kind == FM_PREFILL || m->drafts > 0;
+  w->hidden = w->logits = NULL;
+  if (last_states) TRY(fm_to_host(&m->c, &w->hidden, p->hidden, p->n, m->cfg.hidden_size));
+  if (!p->n_logits) return FM_OK;
+  if (!p->rule) return fm_to_host(&m->c, &w->logits, p->logits, p->n_logits, m->cfg.vocab_size);
+  TRY(fm_grow(&w->drawn, &w->cap_drawn, p->n_logits, sizeof *w->drawn, &m->c.err));
+  return m->c.ops->download(&m->c, w->drawn, p->drawn, p->n_logits * (int64_t)sizeof *w->drawn);
+}
+
+/* The draw for one row of the completed pass's logits. */
+static fm_draw draw(fm_model *m, fm_task *t, int64_t row, fm_history h) {
+  const fm_work *w = &m->work;
+  if (!w->logits) return (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
+  return fm_sampler_draw(m->sampler, &t->o, w->logits + row * m->cfg.vocab_size, h, t->o.logprobs >= 0);
+}
+
 /* ---- drafts --------------------------------------------------------------------------------------- */
 
 /* How many drafts are worth making for the task's next step. */
@@ -97,8 +143,7 @@ static fm_status add_draft_seg(fm_model *m, fm_task *t, const float *h, int64_t 
 /* Depth by depth: the module's own state and its own draft make the next one. */
 static void draft_done(fm_model *m) {
   fm_work *w = &m->work;
-  const fm_pass *p = &w->pass;
-  int64_t d = m->cfg.hidden_size, v = m->cfg.vocab_size, kept = 0;
+  int64_t d = m->cfg.hidden_size, kept = 0;
   w->n_h = 0;
   for (int64_t i = 0; i < w->n; i++) {
     fm_task *t = w->task[i];
@@ -107,11 +152,11 @@ static void draft_done(fm_model *m) {
     if (w->depth == 0) s->kv.mtp_len = s->n;
     if (lay_out_drafts(t) != FM_OK) { fail_task(t); continue; }
     fm_history h = { s->ids, s->n + t->n_draft, t->n_prompt };
-    t->draft[t->n_draft++] = fm_sampler_draw(m->sampler, &t->o, p->logits + seg.logits_row * v, h, false).id;
+    t->draft[t->n_draft++] = draw(m, t, seg.logits_row, h).id;
     if (t->n_draft >= drafts_wanted(t)) continue;
     int64_t index = s->n + t->n_draft - 1;
     if (fm_session_reserve(s, index, index + 1, &t->err) != FM_OK) continue;   // fewer drafts, no harm
-    if (keep_h(m, p->hidden + (seg.row + seg.n - 1) * d, 1, &t->err) != FM_OK) { fail_task(t); continue; }
+    if (keep_h(m, w->hidden + (seg.row + seg.n - 1) * d, 1, &t->err) != FM_OK) { fail_task(t); continue; }
     w->task[kept] = t;
     w->seg[kept++] = (fm_seg){ .seq = &s->kv, .ids = &t->draft[t->n_draft - 1], .index = index, .n = 1,
                                .role = FM_GENERATED, .n_logits = 1 };
@@ -123,15 +168,14 @@ static void draft_done(fm_model *m) {
 /* ---- draws ---------------------------------------------------------------------------------------- */
 
 /* Draws along the rows of a task until a draft was wrong or it stops. Returns how many ids were taken; -1: the task failed. */
-static int64_t draw_along(fm_model *m, fm_task *t, const float *logits) {
+static int64_t draw_along(fm_model *m, fm_task *t, int64_t first_row) {
   fm_session *s = t->s;
   int64_t v = m->cfg.vocab_size, n_draft = t->n_draft, taken = 0;
   bool stopped = false;
   for (;;) {
-    const float *row = logits + taken * v;
     fm_history h = { s->ids, s->n, t->n_prompt };
-    fm_draw d = fm_sampler_draw(m->sampler, &t->o, row, h, t->o.logprobs >= 0);
-    if (fm_task_take(t, &d, row, &stopped) != FM_OK) {
+    fm_draw d = draw(m, t, first_row + taken, h);
+    if (fm_task_take(t, &d, m->work.logits ? m->work.logits + (first_row + taken) * v : NULL, &stopped) != FM_OK) {
       fail_task(t);
       return -1;
     }
@@ -152,7 +196,7 @@ static int64_t draw_along(fm_model *m, fm_task *t, const float *logits) {
 static fm_status prefill_seg(fm_model *m, fm_task *t) {
   fm_session *s = t->s;
   int64_t a = s->kv.len, b = a;
-  while (b < s->n && b - a < FM_CHUNK && s->roles[b] == s->roles[a]) b++;
+  while (b < s->n && b - a < m->c.ops->chunk && s->roles[b] == s->roles[a]) b++;
   TRY(fm_session_reserve(s, a, b, &t->err));
   return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = a, .n = b - a,
                                  .role = (fm_role)s->roles[a], .n_logits = b == s->n && t->max_tokens > 0 });
@@ -166,7 +210,7 @@ static fm_status prompt_states(fm_model *m, fm_task *t, int64_t first, int64_t a
     TRY(keep_h(m, t->s->h, 1, &t->err));
     from = a;
   }
-  return b - 1 > from ? keep_h(m, m->work.pass.hidden + (from - a) * d, b - 1 - from, &t->err) : FM_OK;
+  return b - 1 > from ? keep_h(m, m->work.hidden + (from - a) * d, b - 1 - from, &t->err) : FM_OK;
 }
 
 /* After the main pass over [a, b): what of the MTP layer is to be made; n = 0: nothing. */
@@ -187,10 +231,10 @@ static fm_status prefill_done(fm_model *m, fm_task *t, fm_seg *mtp) {
   int64_t a = w->seg[0].index, b = a + w->seg[0].n, d = m->cfg.hidden_size;
   TRY(prompt_mtp(m, t, mtp, a, b));
   s->kv.len = b;
-  memcpy(s->h, w->pass.hidden + (b - a - 1) * d, (size_t)d * sizeof *s->h);
+  memcpy(s->h, w->hidden + (b - a - 1) * d, (size_t)d * sizeof *s->h);
   s->h_valid = true;
   m->stats.prompt_tokens += b - a;
-  if (b == s->n && t->max_tokens > 0) draw_along(m, t, w->pass.logits);
+  if (b == s->n && t->max_tokens > 0) draw_along(m, t, 0);
   return FM_OK;
 }
 
@@ -211,17 +255,17 @@ static fm_status decode_seg(fm_model *m, fm_task *t) {
    the lists. */
 static void decode_done(fm_model *m) {
   fm_work *w = &m->work;
-  int64_t d = m->cfg.hidden_size, v = m->cfg.vocab_size, n = w->n;
+  int64_t d = m->cfg.hidden_size, n = w->n;
   w->n = 0;
   for (int64_t i = 0; i < n; i++) {
     fm_task *t = w->task[i];                       // entry i is read before it can be overwritten: w->n <= i
     fm_seg seg = w->seg[i];
-    const float *hidden = w->pass.hidden + seg.row * d;
-    int64_t taken = draw_along(m, t, w->pass.logits + seg.logits_row * v);
+    const float *hidden = w->hidden ? w->hidden + seg.row * d : NULL;
+    int64_t taken = draw_along(m, t, seg.logits_row);
     if (taken < 0) continue;
     t->s->kv.len += taken;
-    memcpy(t->s->h, hidden + (taken - 1) * d, (size_t)d * sizeof *hidden);
-    t->s->h_valid = true;
+    t->s->h_valid = hidden != NULL;
+    if (hidden) memcpy(t->s->h, hidden + (taken - 1) * d, (size_t)d * sizeof *hidden);
     if (!t->finish && add_draft_seg(m, t, hidden, taken) != FM_OK) fail_task(t);
   }
 }
@@ -275,7 +319,9 @@ static fm_status begin(fm_model *m) {
     if (mtp) w->seg[i].h = w->h + row * m->cfg.hidden_size;
     row += w->seg[i].n;
   }
-  TRY(fm_pass_begin(&w->pass, &m->net, w->seg, w->n, mtp));
+  const fm_draw_rule *rule;
+  TRY(make_rules(m, &rule));
+  TRY(fm_pass_begin(&w->pass, &m->net, w->seg, w->n, mtp, rule));
   w->started = true;
   w->begun = fm_now_ms();
   return FM_OK;
@@ -345,6 +391,7 @@ void fm_sched_slice(fm_model *m, bool *busy, bool *whole) {
   }
   if (!w->started) status = begin(m);
   if (status == FM_OK) status = fm_pass_layer(&w->pass, &done);
+  if (status == FM_OK && done) status = fetch(m);
   if (status != FM_OK) {
     fail_all(m);
     if (w->started) fm_pass_end(&w->pass);

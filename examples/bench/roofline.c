@@ -148,7 +148,7 @@ static double run(fm_net *net, fm_kv_seq *seq, int64_t n, fm_role role) {
   fm_seg seg = { .seq = seq, .ids = ids, .index = seq->len, .n = n, .role = role, .n_logits = 1 };
   double t = now();
   net->c->ops->enter(net->c->dev);
-  check(fm_pass_begin(&p, net, &seg, 1, false), &net->c->err);
+  check(fm_pass_begin(&p, net, &seg, 1, false, NULL), &net->c->err);
   while (!done) check(fm_pass_layer(&p, &done), &net->c->err);
   fm_pass_end(&p);
   net->c->ops->leave(net->c->dev);
@@ -170,7 +170,7 @@ int main(int argc, char **argv) {
   fm_cpu *cpu = (fm_cpu *)c.dev;
   build(&w, &b, &g, gb);
   check(fm_kv_new(&kv, &c, &g, FM_F32, false, (PROMPT + DECODE) / FM_PAGE + 2, &err), &err);
-  check(fm_net_init(&net, &c, &g, &w, kv, PROMPT + DECODE + 8, &err), &err);
+  check(fm_net_init(&net, &c, &g, &w, kv, PROMPT + DECODE + 8, VOCAB, &err), &err);
   double read = fm_cpu_read_bandwidth(cpu, 1.0), peak = fm_cpu_fma_peak(cpu);
   double prompt = run(&net, &seq, PROMPT, FM_PROMPT), decode = 1e9;
   for (int i = 0; i < DECODE; i++) {

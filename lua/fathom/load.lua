@@ -30,10 +30,8 @@ local function device_of(what, device)
     return fault.give("unsupported", "several devices, and devices that are only described, are not in this version",
                       'use device = "cpu"')
   end
-  if device == "auto" or device == "cpu" then return device end
-  local _, reason = require("fathom.core").devices()
-  if device:find "^cuda" then return fault.give("device", "no CUDA device: " .. tostring(reason), 'use device = "cpu"') end
-  return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto" or "cpu"')
+  if device == "auto" or device == "cpu" or device:find "^cuda" then return device end
+  return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto", "cpu", "cuda" or "cuda:0"')
 end
 
 local function core_options(what, o)
@@ -109,8 +107,8 @@ function load.plan(dir, opts)
   plan, err = fault.guard(core.plan, dir, core_opts)
   if not plan then return nil, err end
   plan.dir = dir
-  plan.devices = { { name = "cpu", weights = plan.weights, cache = plan.cache, scratch = plan.scratch,
-                     memory = plan.memory } }
+  plan.devices = { { name = plan.device, weights = plan.weights, cache = plan.cache, scratch = plan.scratch,
+                     memory = plan.memory, free = plan.free } }
   return setmetatable(plan, plan_mt)
 end
 

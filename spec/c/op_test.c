@@ -390,7 +390,8 @@ static void test_rope(fm_ctx *c) {
     int32_t pos[50];
     for (int64_t i = 0; i < n; i++) pos[i] = (int32_t)between(0, 49);
     memcpy(was, x, (size_t)(n * ldx) * sizeof *x);
-    RUN(c, fm_op_rope(c, x, ldx, heads, stride, dim, pos, n, cs, sn, t % 2));
+    fm_rope turn = { .pos = pos, .cos = cs, .sin = sn, .dim = dim, .interleaved = t % 2 };
+    RUN(c, fm_op_rope(c, x, ldx, heads, stride, n, &turn));
     for (int64_t i = 0; i < n; i++)
       for (int64_t h = 0; h < heads; h++) {
         int64_t at = i * ldx + h * stride;
@@ -412,32 +413,20 @@ static void test_silu(fm_ctx *one, fm_ctx *three) {
     float *g = floats(n * ld), *u = floats(n * ld), *out = poison(n * dim);
     for (int64_t i = 0; i < n * ld; i++) g[i] *= 10;
     memcpy(g, edge, sizeof edge);
-    RUN(three, fm_op_silu_mul(three, out, dim, g, u, ld, n, dim));
+    RUN(three, fm_cpu_silu_mul(three, out, dim, g, u, ld, n, dim));
     for (int64_t i = 0; i < n * dim; i++) {
       double z = g[i / dim * ld + i % dim], want = z / (1 + exp(-z)) * u[i / dim * ld + i % dim];
       double off = fabs(want - out[i]) / (fabs(want) + 1e-30);
       worst = off <= worst ? worst : off;
     }
     for (int64_t i = 0; i < n; i++) {    // in place, row by row, as the feed-forward does
-      RUN(one, fm_op_silu_mul(one, g + i * ld, ld, g + i * ld, u + i * ld, ld, 1, dim));
+      RUN(one, fm_cpu_silu_mul(one, g + i * ld, ld, g + i * ld, u + i * ld, ld, 1, dim));
       equal = equal && same(g + i * ld, out + i * dim, dim);
     }
     free(g), free(u), free(out);
   }
   OK(worst < 6e-7, "silu_mul is within 6e-7 (exp to 2e-7, four roundings), at the far ends too");
   OK(equal, "silu_mul gives the same bits in place, row by row and with three threads");
-}
-
-static void test_add(fm_ctx *c) {
-  bool good = true;
-  for (int64_t len = 0; len < 100000; len = len * 3 + 7) {
-    float *x = floats(len), *y = floats(len), *z = need((size_t)len * sizeof *z);
-    for (int64_t i = 0; i < len; i++) z[i] = x[i] + y[i];
-    RUN(c, fm_op_add(c, x, y, len));
-    good = good && same(x, z, len);
-    free(x), free(y), free(z);
-  }
-  OK(good, "add is exact at every length");
 }
 
 static void test_store(fm_ctx *c) {
@@ -648,6 +637,78 @@ static void test_many_rows(fm_ctx *c) {
   drop_mixture(&m);
 }
 
+/* What a product or a mixture takes along must be what its parts make one after the other, to the bit. */
+static void test_fused(fm_ctx *c) {
+  bool normed = true, gated = true, mixed = true, stored = true;
+  for (int t = 0; t < 12; t++) {
+    int64_t n = between(1, 20), k = between(1, 200), rows = between(1, 90), ld = k + between(0, 3);
+    weight w = new_weight(rows, k, t % 2 ? FM_BF16 : FM_F32);
+    float *x = floats(n * ld), *up = floats(n * ld), *norm = floats(k), *h = poison(n * k);
+    float *a = poison(2 * n * rows), *b = poison(n * rows);
+    fm_mm both[2] = { { .w = &w.m, .x = x, .ldx = ld, .norm = norm, .eps = 1e-6f, .out = a, .ldo = rows, .n = n },
+                      { .w = &w.m, .x = x, .ldx = ld, .up = up, .out = a + n * rows, .ldo = rows, .n = n } };
+    fm_mm plain = { .w = &w.m, .x = h, .ldx = k, .out = b, .ldo = rows, .n = n };
+    RUN(c, fm_op_matmul(c, both, 2));
+    RUN(c, fm_op_rms_norm(c, h, k, x, ld, norm, n, k, 1e-6f));
+    RUN(c, fm_op_matmul(c, &plain, 1));
+    normed = normed && same(a, b, n * rows);
+    RUN(c, fm_cpu_silu_mul(c, h, k, x, up, ld, n, k));
+    RUN(c, fm_op_matmul(c, &plain, 1));
+    gated = gated && same(a + n * rows, b, n * rows);
+    free(x), free(up), free(norm), free(h), free(a), free(b), drop_weight(&w);
+  }
+  for (int t = 0; t < 6; t++) {
+    int64_t n = between(1, 20), d = between(1, 90), width = between(1, 70), wide = between(1, 150);
+    mixture m = new_mixture(4, 2, d, width, FM_BF16);
+    weight g = new_weight(wide, d, FM_BF16), u = new_weight(wide, d, FM_BF16), o = new_weight(d, wide, FM_BF16);
+    float *x = floats(n * d), *norm = floats(d), *w = floats(2 * n), *h = poison(n * d);
+    float *a = floats(n * d), *b = need((size_t)(n * d) * sizeof *b), *gu = poison(2 * n * wide);
+    int32_t *id = need((size_t)(2 * n) * sizeof *id);
+    choose_ids(id, n, 2, 4, false);
+    memcpy(b, a, (size_t)(n * d) * sizeof *b);
+    fm_experts whole = m.e;
+    whole.norm = norm, whole.eps = 1e-6f;
+    whole.shared_gate = &g.m, whole.shared_up = &u.m, whole.shared_down = &o.m;
+    RUN(c, fm_op_experts(c, a, x, id, w, &whole, n));
+    RUN(c, fm_op_rms_norm(c, h, d, x, d, norm, n, d, 1e-6f));
+    RUN(c, fm_op_experts(c, b, h, id, w, &m.e, n));
+    fm_mm in[2] = { { .w = &g.m, .x = h, .ldx = d, .out = gu, .ldo = wide, .n = n },
+                    { .w = &u.m, .x = h, .ldx = d, .out = gu + n * wide, .ldo = wide, .n = n } };
+    fm_mm down = { .w = &o.m, .x = gu, .ldx = wide, .up = gu + n * wide, .out = b, .ldo = d, .n = n, .add = true };
+    RUN(c, fm_op_matmul(c, in, 2));
+    RUN(c, fm_op_matmul(c, &down, 1));
+    mixed = mixed && same(a, b, n * d);
+    free(x), free(norm), free(w), free(h), free(a), free(b), free(gu), free(id);
+    drop_mixture(&m), drop_weight(&g), drop_weight(&u), drop_weight(&o);
+  }
+  for (int t = 0; t < 6; t++) {
+    int64_t n = between(1, 90), heads = between(1, 5), nope = between(1, 20), dim = 2 * between(1, 8), rank = between(1, 60);
+    int64_t width = rank + dim, qk = nope + dim, index = between(0, 70), size = n * heads * qk;
+    paged p = new_cache(index + n, width, FM_F32), z = new_cache(index + n, width, FM_F32);
+    float *q = floats(size), *r = need((size_t)size * sizeof *r), *kv = floats(n * width), *norm = floats(rank);
+    float *cs = floats(200 * dim / 2), *sn = floats(200 * dim / 2), *old = need((size_t)(n * width) * sizeof *old);
+    int32_t pos[90];
+    for (int64_t i = 0; i < n; i++) pos[i] = (int32_t)(index + i);
+    memcpy(r, q, (size_t)size * sizeof *q), memcpy(old, kv, (size_t)(n * width) * sizeof *kv);
+    fm_rope turn = { .pos = pos, .cos = cs, .sin = sn, .dim = dim, .interleaved = t % 2 };
+    fm_span s = { .n = n, .index = index, .pages = p.page }, s2 = s;
+    s2.pages = z.page;
+    fm_attn a = { .cache = &p.k, .span = &s, .n_spans = 1, .ldq = heads * qk, .n_heads = heads, .nope = nope,
+                  .rope = dim, .rank = rank };
+    RUN(c, fm_op_mla_store(c, &a, q, kv, norm, 1e-6f, n, &turn));
+    RUN(c, fm_op_rms_norm(c, old, width, old, width, norm, n, rank, 1e-6f));
+    RUN(c, fm_op_rope(c, r + nope, heads * qk, heads, qk, n, &turn));
+    RUN(c, fm_op_rope(c, old + rank, width, 1, dim, n, &turn));
+    RUN(c, fm_op_cache_store(c, &z.k, &s2, 1, old, width));
+    stored = stored && same(q, r, size) && !memcmp(p.k.base, z.k.base, (size_t)(p.k.page_stride * (p.n_pages + 1)));
+    free(q), free(r), free(kv), free(norm), free(cs), free(sn), free(old), drop_cache(&p), drop_cache(&z);
+  }
+  OK(normed, "a product that norms its input equals the norm and the product after it, to the bit");
+  OK(gated, "a product that gates its input equals silu_mul and the product after it, to the bit");
+  OK(mixed, "experts with norm and shared expert equal their parts, to the bit");
+  OK(stored, "mla_store equals norm, rope and cache_store, to the bit");
+}
+
 /* ---- failures ---- */
 
 static int64_t left = -1, alive;         /* allocations until failure (-1: never), blocks held */
@@ -723,7 +784,8 @@ static void test_refusals(fm_ctx *c) {
   for (int i = 0; i < 3; i++) OK(fm_op_matmul(c, mm + i, 1) == FM_EINVAL, "matmul refuses weights that do not fit");
   OK(fm_op_embed(c, x, &w.m, id, 2) == FM_EINVAL, "embed refuses an id beyond the table");
   OK(fm_op_rms_norm(c, x, 1, x, 2, x, 1, 2, 0) == FM_EINVAL, "rms_norm refuses rows that overlap");
-  OK(fm_op_rope(c, x, 8, 1, 3, 3, id, 1, x, x, true) == FM_EINVAL, "rope refuses an odd dim");
+  fm_rope odd = { .pos = id, .cos = x, .sin = x, .dim = 3, .interleaved = true };
+  OK(fm_op_rope(c, x, 8, 1, 3, 1, &odd) == FM_EINVAL, "rope refuses an odd dim");
   OK(fm_op_route(c, id, x, x, NULL, &r, 1) == FM_EINVAL, "route refuses more choices than experts");
   OK(fm_op_experts(c, x, x + 4, id, x, &m.e, 1) == FM_EINVAL && strstr(c->err.message, "7"),
      "experts refuse an id that is none, and name it");
@@ -769,11 +831,11 @@ static void test_all(const char *simd) {
   test_norm(&one, &three);
   test_rope(&three);
   test_silu(&one, &three);
-  test_add(&three);
   test_store(&three);
   test_router_golden(&one);
   test_router(&one, &three);
   test_experts(&one, &three);
+  test_fused(&three);
   if (!simd) test_many_rows(&three);
   else {
     test_no_memory(&one);
