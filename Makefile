@@ -7,6 +7,9 @@ PREFIX  ?= /usr/local
 BUILD   ?= build
 OPT     ?= -O2 -g
 SAN     ?=
+NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+CUDA    ?= $(if $(NVCC),1,0)
+CUDA_ARCH ?= 80 90a
 FUZZ_SECONDS ?= 60
 
 WARN    = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
@@ -20,12 +23,13 @@ BIND    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/bind/*.c))
 CTESTS  = $(patsubst spec/c/%.c,$(BUILD)/test/%,$(wildcard spec/c/*_test.c))
 FUZZERS = $(patsubst spec/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard spec/fuzz/*_fuzz.c))
 TOKENIZERS = $(patsubst spec/data/tokenizers/%/tokenizer.json.xz,$(BUILD)/data/tokenizers/%/tokenizer.json,$(wildcard spec/data/tokenizers/*/tokenizer.json.xz))
+KERNELS = $(patsubst kernels/%.cu,$(BUILD)/obj/kernels/%.o,$(wildcard kernels/*.cu kernels/sm90/*.cu))
 export LUA_PATH  = lua/?.lua;lua/?/init.lua;;
 export LUA_CPATH = $(BUILD)/?.so;;
 export FATHOM_BUILD = $(BUILD)
 
 .PHONY: all demo test lint asan tsan memcheck fuzz bench format install rock clean help deps
-all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so   ## build the module and the libraries (default)
+all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(if $(filter 1,$(CUDA)),$(BUILD)/fathom_cuda.so)   ## build the module and the libraries (default)
 
 $(BUILD)/obj/%.o: csrc/%.c
 	@mkdir -p $(@D)
@@ -34,6 +38,14 @@ $(BUILD)/obj/%.o: csrc/%.c
 
 $(BUILD)/fathom.so: $(CORE) $(BIND)
 	$(CC) $(SAN) -shared -Wl,--exclude-libs,ALL -Wl,--version-script=csrc/bind/fathom.map -o $@ $^ $(LIBS)
+$(BUILD)/obj/kernels/%.o: kernels/%.cu
+	@mkdir -p $(@D)
+	$(NVCC) -std=c++20 -O3 -lineinfo $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Icsrc -Ikernels \
+	  -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c -o $@ $<
+-include $(KERNELS:.o=.d)
+# no JIT and no CUDA library to find: the runtime is linked in, cuBLASLt is opened when wanted
+$(BUILD)/fathom_cuda.so: $(KERNELS) $(BUILD)/obj/base/status.o
+	$(NVCC) -shared -cudart static -Xlinker --exclude-libs,ALL -Xlinker --version-script=kernels/cuda.map -o $@ $^ -ldl
 $(BUILD)/libfathom.so: $(CORE)
 	$(CC) $(SAN) -shared -o $@ $^ $(LIBS)
 $(BUILD)/libfathom.a: $(CORE)
@@ -42,6 +54,10 @@ $(BUILD)/libfathom.a: $(CORE)
 $(BUILD)/test/%: spec/c/%.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+$(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+	@ln -sf ../fathom_cuda.so $(@D)/fathom_cuda.so
 $(BUILD)/generate: examples/host_c/generate.c $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/roofline: examples/bench/roofline.c $(BUILD)/libfathom.a

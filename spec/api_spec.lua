@@ -89,7 +89,7 @@ describe("loading", function()
 
   it("says what it cannot do", function()
     fails("io", fathom.load "no/such/folder")
-    fails("device", fathom.load(fathom.pocket, { device = "cuda" }))
+    fails("device", fathom.load(fathom.pocket, { device = "cuda:99" }))
     fails("device", fathom.load(fathom.pocket, { device = "abacus" }))
     fails("unsupported", fathom.load(fathom.pocket, { device = { "cpu", "cpu" } }))
     fails("unsupported", fathom.load(fathom.pocket, { parallel = { tp = 2 } }))

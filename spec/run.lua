@@ -1,4 +1,5 @@
 --- Runs the C tests named in arg and then the specs; prints one line "N passed, N failed, N skipped" at the end.
+-- Specs run on the cpu unless they name a device.
 -- A C test prints "ok - ..." or "not ok - ..." lines; a program that ends badly counts as a failure of its own.
 local asan = os.getenv "FATHOM_ASAN"
 local passed, failed, skipped = 0, 0, 0
@@ -9,6 +10,7 @@ local function run_c(program)
   local bad = 0
   for line in pipe:lines() do
     if line:match "^ok %- " then passed = passed + 1
+    elseif line:match "^skip %- " then skipped = skipped + 1
     elseif line:match "^not ok %- " then bad = bad + 1 end
     if not line:match "^ok %- " or line:match "%d ms" then print(line) end
   end
@@ -20,7 +22,7 @@ end
 for _, program in ipairs(arg) do run_c(program) end
 
 local counts = os.tmpname()
-local env = "FATHOM_COUNTS=" .. counts
+local env = "FATHOM_DEVICE=cpu FATHOM_COUNTS=" .. counts
 if asan then
   local pipe = assert(io.popen("gcc -print-file-name=libasan.so"))
   env = env .. " LD_PRELOAD=" .. pipe:read "l" .. " ASAN_OPTIONS=detect_leaks=0"

@@ -172,7 +172,7 @@ static fm_status recorded(fm_pass *p, const float *h, int64_t slab) {
   fm_status status = known ? FM_OK : embed(p, h);
   while (status == FM_OK && !known && p->layer <= p->n_layers) status = layer(p);
   p->layer = p->n_layers + 1;
-  fm_status played = c->ops->play(c);              // ends the noting, too, when something failed
+  fm_status played = c->ops->play(c, status == FM_OK);
   return status != FM_OK ? status : played;
 }
 

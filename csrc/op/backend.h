@@ -84,6 +84,7 @@ typedef struct fm_attn {
   int64_t n_heads, n_kv_heads;           /* n_kv_heads: gqa */
   int64_t nope, rope, v_head_dim, rank;  /* MLA; gqa: nope = head_dim, the others 0 */
   float scale;                           /* of the softmax */
+  int64_t n_positions;                   /* the longest that a sequence may become */
   const fm_mat *kv_b;                    /* MLA: (n_heads * (nope + v_head_dim), rank) */
 } fm_attn;
 
@@ -145,7 +146,7 @@ struct fm_backend {
   /* Operations between record and play are noted under key instead of done; play does them. *known: they are noted already,
      and none is to be called. The same key means the same operations on the same addresses. */
   fm_status (*record)(fm_ctx *c, const int64_t key[8], bool *known);
-  fm_status (*play)(fm_ctx *c);
+  fm_status (*play)(fm_ctx *c, bool good);          /* not good: what was noted is forgotten */
   /* id (n) host memory: draws from logits (n, vocab_size) by rule (n); ids from n_valid on are padding. Waits. */
   fm_status (*draw)(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n,
                     int64_t vocab_size, int64_t n_valid);

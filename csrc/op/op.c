@@ -3,6 +3,7 @@
 */
 #include "op/op.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "op/load.h"
@@ -14,7 +15,8 @@ fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err)
   int index = 0;
   *c = (fm_ctx){ 0 };
   c->arithmetic = FM_F32;
-  if (!device || strcmp(device, "auto") == 0) {    // the GPU when there is one that works
+  if (!device || strcmp(device, "auto") == 0) device = getenv("FATHOM_DEVICE");
+  if (!device || !*device || strcmp(device, "auto") == 0) {    // the GPU when there is one that works
     fm_error why;
     if (fm_backend_find(&ops, &index, "cuda", &why) == FM_OK && ops->open(&c->dev, 0, threads, &why) == FM_OK) {
       c->ops = ops;

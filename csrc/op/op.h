@@ -7,7 +7,7 @@
 
 #include "op/backend.h"
 
-/* "cpu", "cuda", "cuda:1", or "auto" (NULL too): the first GPU, or the cpu where there is none. Opens the device and an empty context on it; FM_EDEVICE says why not. */
+/* "cpu", "cuda", "cuda:1", or "auto" (NULL too): $FATHOM_DEVICE, or the first GPU, or the cpu where there is none. Opens the device and an empty context on it; FM_EDEVICE says why not. */
 fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err);
 void      fm_ctx_close(fm_ctx *c);
 /* Takes `size` bytes of the device's memory for scratch, where that is not the host's. */

@@ -191,12 +191,15 @@ static int64_t draw_along(fm_model *m, fm_task *t, int64_t first_row) {
   return taken;
 }
 
+enum { REPLAY = 64 };                    /* sampled rows computed again in one pass: their way is made for few */
+
 /* ---- prompts ---------------------------------------------------------------------------------------- */
 
 static fm_status prefill_seg(fm_model *m, fm_task *t) {
   fm_session *s = t->s;
   int64_t a = s->kv.len, b = a;
-  while (b < s->n && b - a < m->c.ops->chunk && s->roles[b] == s->roles[a]) b++;
+  int64_t most = s->roles[a] == FM_GENERATED && m->c.ops->chunk > REPLAY ? REPLAY : m->c.ops->chunk;
+  while (b < s->n && b - a < most && s->roles[b] == s->roles[a]) b++;
   TRY(fm_session_reserve(s, a, b, &t->err));
   return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = a, .n = b - a,
                                  .role = (fm_role)s->roles[a], .n_logits = b == s->n && t->max_tokens > 0 });

@@ -1,0 +1,363 @@
+/*
+** matmul.cu - dense products. Three ways, chosen by what is asked for, never by the number of rows:
+**   plain   f32 arithmetic, any dtype and shape: a warp an output row
+**   skinny  rows that were sampled: bound by the weights' bytes (skinny.cuh)
+**   gemm    rows of prompts: cuBLASLt, one algorithm for each (rows, cols), no split of K
+*/
+#include <cublasLt.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+
+#include "skinny.cuh"
+
+/* ---- plain ---- */
+
+struct plain_job {
+  fm_dmat w;
+  const float *x, *norm, *up, *bias;
+  float *out;
+  int64_t ldx, ldo, n;
+  float eps;
+  bool add;
+};
+
+/* Four tokens a warp; lanes stride over K. */
+__global__ void plain_kernel(plain_job j) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int64_t r = blockIdx.x * (int64_t)8 + warp, i0 = blockIdx.y * (int64_t)4, k = j.w.cols;
+  fm_wait();
+  if (r >= j.w.rows) return;
+  float sum[4] = { 0 }, square[4] = { 0 };
+  for (int64_t i = lane; i < k; i += 32) {
+    float w = fm_element(j.w.data, j.w.dtype, r * k + i);
+    if (j.w.scale) w *= j.w.scale[r / 128 * j.w.across + i / 128];
+    if (j.norm) w *= j.norm[i];
+#pragma unroll
+    for (int t = 0; t < 4; t++) {
+      if (i0 + t >= j.n) break;
+      float x = j.x[(i0 + t) * j.ldx + i];
+      if (j.norm) square[t] = fmaf(x, x, square[t]);
+      if (j.up) x = fm_silu(x) * j.up[(i0 + t) * j.ldx + i];
+      sum[t] = fmaf(w, x, sum[t]);
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < 4; t++) {
+    if (i0 + t >= j.n) break;
+    float v = fm_warp_sum(sum[t]), s = j.norm ? fm_warp_sum(square[t]) : 0;
+    if (j.norm) v *= rsqrtf(s / (float)k + j.eps);
+    if (j.bias) v += j.bias[r];
+    float *out = j.out + (i0 + t) * j.ldo + r;
+    if (lane == 0) *out = j.add ? *out + v : v;
+  }
+}
+
+static fm_status plain(fm_ctx *c, const fm_mm *m) {
+  plain_job j = { fm_dmat_of(m->w), m->x, m->norm, m->up, m->bias, m->out, m->ldx, m->ldo, m->n, m->eps, m->add };
+  for (int64_t i = 0; i < m->n; i += 4 * 65535) {  // grid.y has 16 bits
+    int64_t n = m->n - i < 4 * 65535 ? m->n - i : 4 * 65535;
+    j.x = m->x + i * m->ldx, j.up = m->up ? m->up + i * m->ldx : NULL, j.out = m->out + i * m->ldo, j.n = n;
+    fm_launch(c, plain_kernel, dim3((unsigned)((m->w->rows + 7) / 8), (unsigned)((n + 3) / 4)), 256, 0, j);
+  }
+  return fm_cuda_launched(c, "a plain product");
+}
+
+/* ---- skinny ---- */
+
+struct skinny_item {
+  fm_dmat w;
+  const float *x, *norm, *inv, *bias;    /* norm: x is f32 and normed here; inv: xb was made without this factor */
+  const bf16 *xb;
+  float *out;
+  int64_t ldx, ldo, n;
+  float eps;
+  int first, add;
+};
+struct skinny_list { skinny_item item[4]; int n; };
+
+template <int F8, int MT, int NT, bool F32X> __global__ void __launch_bounds__(256) skinny_kernel(const __grid_constant__ skinny_list list) {
+  extern __shared__ float red[];
+  __shared__ float inv[NT * 8];
+  int which = 0, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  while (which + 1 < list.n && (int)blockIdx.x >= list.item[which + 1].first) which++;
+  const skinny_item &j = list.item[which];
+  int64_t r0 = ((int)blockIdx.x - j.first) * (int64_t)(MT * 16), i0 = blockIdx.y * (int64_t)(NT * 8);
+  fm_wtile w[MT];
+#pragma unroll
+  for (int m = 0; m < MT; m++) w[m] = fm_wtile_at<F8>(j.w, r0 + m * 16, lane);
+  fm_skinny<F8, MT, NT> s;
+  s.begin(w, j.w.cols, warp, lane);
+  fm_wait();
+  if (F32X && j.norm)
+    for (int64_t i = 0; i < NT * 8 && i0 + i < j.n; i++) {
+      float v = fm_inv_rms(j.x + (i0 + i) * j.ldx, j.w.cols, j.eps);
+      if (threadIdx.x == 0) inv[i] = v;
+    }
+  float acc[MT][NT][4] = {};
+  if constexpr (F32X) {
+    fm_x32 x[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      int64_t i = i0 + n * 8 + lane / 4;
+      x[n] = { i < j.n ? j.x + i * j.ldx : nullptr, j.norm };
+    }
+    s.run(acc, w, j.w.cols, x, lane);
+  } else {
+    fm_x16 x[NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) {
+      int64_t i = i0 + n * 8 + lane / 4;
+      x[n] = { i < j.n ? j.xb + i * j.w.cols : nullptr };
+    }
+    s.run(acc, w, j.w.cols, x, lane);
+  }
+  fm_skinny_put<MT, NT>(red, acc, warp, lane);
+  __syncthreads();
+  fm_go_on();
+  for (int e = threadIdx.x; e < MT * 16 * NT * 8; e += 256) {
+    int row = e % (MT * 16), token = e / (MT * 16);
+    if (r0 + row >= j.w.rows || i0 + token >= j.n) continue;
+    float v = fm_skinny_sum<MT, NT>(red, row, token);
+    if (F32X && j.norm) v *= inv[token];
+    if (!F32X && j.inv) v *= j.inv[i0 + token];
+    if (j.bias) v += j.bias[r0 + row];
+    float *out = j.out + (i0 + token) * j.ldo + r0 + row;
+    *out = j.add ? *out + v : v;
+  }
+}
+
+template <int F8, int MT, int NT, bool F32X> static void skinny_launch(fm_ctx *c, skinny_list *l) {
+  int tiles = 0;
+  for (int i = 0; i < l->n; i++) {
+    l->item[i].first = tiles;
+    tiles += (int)((l->item[i].w.rows + MT * 16 - 1) / (MT * 16));
+  }
+  fm_launch(c, skinny_kernel<F8, MT, NT, F32X>, dim3(tiles, (unsigned)((l->item[0].n + NT * 8 - 1) / (NT * 8))), 256,
+            8 * MT * 16 * NT * 8 * sizeof(float), *l);
+}
+
+template <int F8> static void skinny_choose(fm_ctx *c, skinny_list *l, bool f32x) {
+  int64_t n = l->item[0].n;
+  if (f32x) skinny_launch<F8, 1, 1, true>(c, l);
+  else if (n <= 8) skinny_launch<F8, 1, 1, false>(c, l);
+  else if (n <= 16) skinny_launch<F8, 1, 2, false>(c, l);
+  else skinny_launch<F8, 2, 4, false>(c, l);
+}
+
+static bool same_input(const fm_mm *a, const fm_mm *b) {
+  return a->x == b->x && a->norm == b->norm && a->up == b->up && a->n == b->n && a->w->cols == b->w->cols;
+}
+
+/* A run of up to four products of one dtype; few rows need no bf16 copy of the input. */
+static fm_status skinny(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
+  skinny_list l = {};
+  bool f32x = mm[0].n <= 8 && !mm[0].up && mm[0].ldx % 4 == 0;
+  for (int64_t i = 0; i < n_mm; i++) f32x = f32x && !mm[i].up && mm[i].ldx % 4 == 0;
+  for (int64_t i = 0; i < n_mm; i++) {
+    const fm_mm *m = &mm[i];
+    l.item[l.n] = { fm_dmat_of(m->w), m->x, m->norm, NULL, m->bias, NULL, m->out, m->ldx, m->ldo, m->n, m->eps, 0, m->add };
+    if (!f32x && i > 0 && same_input(m, m - 1)) {
+      l.item[l.n].xb = l.item[l.n - 1].xb, l.item[l.n].inv = l.item[l.n - 1].inv;
+    } else if (!f32x) {
+      bf16 *xb;
+      float *inv = NULL;
+      TRY(fm_cuda_take_n(c, &xb, m->n * m->w->cols));
+      if (m->norm) TRY(fm_cuda_take_n(c, &inv, m->n));
+      TRY(fm_cuda_prepare(c, xb, inv, m->x, m->ldx, m->up, m->norm, m->eps, m->n, m->w->cols));
+      l.item[l.n].xb = xb, l.item[l.n].inv = inv;
+    }
+    l.n++;
+  }
+  if (mm[0].w->dtype == FM_F8_E4M3) skinny_choose<1>(c, &l, f32x);
+  else skinny_choose<0>(c, &l, f32x);
+  return fm_cuda_launched(c, "a product of few rows");
+}
+
+/* ---- cuBLASLt, opened when first wanted ---- */
+
+struct lt_plan { int64_t rows, cols; int bias, out; cublasLtMatmulAlgo_t algo; bool good; };
+struct fm_lt {
+  void *lib;
+  cublasLtHandle_t handle;
+  void *workspace;
+  lt_plan plan[256];
+  int n_plans;
+#define LT(name) decltype(&cublasLt##name) name
+  LT(Create); LT(Destroy); LT(Matmul); LT(MatmulDescCreate); LT(MatmulDescDestroy); LT(MatmulDescSetAttribute);
+  LT(MatrixLayoutCreate); LT(MatrixLayoutDestroy); LT(MatmulPreferenceCreate); LT(MatmulPreferenceDestroy);
+  LT(MatmulPreferenceSetAttribute); LT(MatmulAlgoGetHeuristic);
+#undef LT
+};
+
+constexpr int64_t LT_WORKSPACE = 32 << 20;
+
+static bool lt_symbols(fm_lt *t) {
+  bool good = true;
+#define LT(name) good = (t->name = (decltype(t->name))dlsym(t->lib, "cublasLt" #name)) != NULL && good
+  LT(Create); LT(Destroy); LT(Matmul); LT(MatmulDescCreate); LT(MatmulDescDestroy); LT(MatmulDescSetAttribute);
+  LT(MatrixLayoutCreate); LT(MatrixLayoutDestroy); LT(MatmulPreferenceCreate); LT(MatmulPreferenceDestroy);
+  LT(MatmulPreferenceSetAttribute); LT(MatmulAlgoGetHeuristic);
+#undef LT
+  return good;
+}
+
+/* Without it, t->handle stays NULL and skinny products stand in. */
+static fm_lt *lt_open(fm_cuda *d) {
+  static const char *const names[] = { "libcublasLt.so.13", "libcublasLt.so", "/usr/local/cuda/lib64/libcublasLt.so" };
+  if (d->lt) return d->lt;
+  fm_lt *t = d->lt = (fm_lt *)calloc(1, sizeof *t);
+  for (const char *name : names)
+    if (t && !t->lib) t->lib = dlopen(name, RTLD_NOW | RTLD_LOCAL);
+  if (!t || !t->lib || !lt_symbols(t) || t->Create(&t->handle) != CUBLAS_STATUS_SUCCESS) return t;
+  if (cudaMalloc(&t->workspace, LT_WORKSPACE) != cudaSuccess) {
+    cudaGetLastError();
+    t->Destroy(t->handle);
+    t->handle = NULL;
+  }
+  return t;
+}
+
+void fm_cuda_lt_close(fm_cuda *d) {
+  if (!d->lt) return;
+  if (d->lt->handle) d->lt->Destroy(d->lt->handle);
+  if (d->lt->workspace) cudaFree(d->lt->workspace);
+  free(d->lt);                           // the library stays open, as the driver does
+  d->lt = NULL;
+}
+
+bool fm_cuda_has_gemm(fm_ctx *c) {
+  fm_lt *t = lt_open(fm_cuda_of(c));
+  return t && t->handle;
+}
+
+/* Layouts of out^T (rows, n) = w^T' (cols, rows)' x^T (cols, n), all column-major. */
+struct lt_call { cublasLtMatmulDesc_t desc; cublasLtMatrixLayout_t a, b, d; };
+
+static void lt_describe(fm_lt *t, lt_call *l, int64_t rows, int64_t cols, int64_t ldx, int64_t ldo, int64_t n, bool out_bf16,
+                        const float *bias) {
+  cublasOperation_t yes = CUBLAS_OP_T;
+  t->MatmulDescCreate(&l->desc, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+  t->MatmulDescSetAttribute(l->desc, CUBLASLT_MATMUL_DESC_TRANSA, &yes, sizeof yes);
+  if (bias) {
+    cublasLtEpilogue_t e = CUBLASLT_EPILOGUE_BIAS;
+    t->MatmulDescSetAttribute(l->desc, CUBLASLT_MATMUL_DESC_EPILOGUE, &e, sizeof e);
+    t->MatmulDescSetAttribute(l->desc, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias);
+  }
+  t->MatrixLayoutCreate(&l->a, CUDA_R_16BF, (uint64_t)cols, (uint64_t)rows, cols);
+  t->MatrixLayoutCreate(&l->b, CUDA_R_16BF, (uint64_t)cols, (uint64_t)n, ldx);
+  t->MatrixLayoutCreate(&l->d, out_bf16 ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)rows, (uint64_t)n, ldo);
+}
+
+static void lt_forget(fm_lt *t, lt_call *l) {
+  t->MatmulDescDestroy(l->desc);
+  t->MatrixLayoutDestroy(l->a), t->MatrixLayoutDestroy(l->b), t->MatrixLayoutDestroy(l->d);
+}
+
+/* The algorithm for (rows, cols): what is best for 4096 tokens, whatever n is; no reduction over parts of K. */
+static lt_plan *lt_find(fm_lt *t, int64_t rows, int64_t cols, bool out_bf16, const float *bias) {
+  for (int i = 0; i < t->n_plans; i++) {
+    lt_plan *p = &t->plan[i];
+    if (p->rows == rows && p->cols == cols && p->out == out_bf16 && p->bias == (bias != NULL)) return p;
+  }
+  if (t->n_plans == 256) return NULL;
+  lt_plan *p = &t->plan[t->n_plans++];
+  *p = { rows, cols, bias != NULL, out_bf16, {}, false };
+  lt_call l;
+  cublasLtMatmulPreference_t pref;
+  cublasLtMatmulHeuristicResult_t found;
+  int n = 0;
+  uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE;
+  size_t space = LT_WORKSPACE;
+  lt_describe(t, &l, rows, cols, cols, rows, 4096, out_bf16, bias);
+  t->MatmulPreferenceCreate(&pref);
+  t->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, sizeof none);
+  t->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &space, sizeof space);
+  if (t->MatmulAlgoGetHeuristic(t->handle, l.desc, l.a, l.b, l.d, l.d, pref, 1, &found, &n) == CUBLAS_STATUS_SUCCESS && n) {
+    p->algo = found.algo;
+    p->good = true;
+  }
+  t->MatmulPreferenceDestroy(pref);
+  lt_forget(t, &l);
+  return p;
+}
+
+__global__ void unpack_kernel(bf16 *out, fm_dmat w) {
+  int64_t r = blockIdx.x;
+  fm_wait();
+  for (int64_t i = threadIdx.x; i < w.cols; i += blockDim.x)
+    out[r * w.cols + i] = __float2bfloat16_rn(fm_element(w.data, w.dtype, r * w.cols + i) * w.scale[r / 128 * w.across + i / 128]);
+}
+
+fm_status fm_cuda_gemm(fm_ctx *c, const fm_mat *w, const bf16 *xb, int64_t ldx, void *out, int64_t ldo, bool out_bf16,
+                       const float *bias, int64_t n, bool add) {
+  fm_cuda *d = fm_cuda_of(c);
+  fm_lt *t = lt_open(d);
+  const void *a = w->data;
+  if (w->dtype == FM_F8_E4M3) {
+    bf16 *wide;
+    TRY(fm_cuda_take_n(c, &wide, w->rows * w->cols));
+    fm_launch(c, unpack_kernel, (unsigned)w->rows, 256, 0, wide, fm_dmat_of(w));
+    a = wide;
+  }
+  lt_plan *p = lt_find(t, w->rows, w->cols, out_bf16, bias);
+  if (!p || !p->good) return fm_fail(&c->err, FM_EDEVICE, "cuBLASLt has no product of (%lld, %lld)", (long long)w->rows, (long long)w->cols);
+  lt_call l;
+  float one = 1, beta = add ? 1 : 0;
+  lt_describe(t, &l, w->rows, w->cols, ldx, ldo, n, out_bf16, bias);
+  cublasStatus_t s = t->Matmul(t->handle, l.desc, &one, a, l.a, xb, l.b, &beta, out, l.d, out, l.d, &p->algo, t->workspace,
+                               LT_WORKSPACE, d->stream);
+  lt_forget(t, &l);
+  if (s != CUBLAS_STATUS_SUCCESS)
+    return fm_fail(&c->err, FM_EDEVICE, "cuBLASLt: status %d for (%lld, %lld) times %lld", (int)s, (long long)w->rows,
+                   (long long)w->cols, (long long)n);
+  return FM_OK;
+}
+
+/* x in bf16, fully normed. */
+__global__ void input_kernel(bf16 *xb, const float *x, int64_t ldx, const float *up, const float *norm, float eps, int64_t dim) {
+  fm_wait();
+  x += blockIdx.x * ldx, xb += blockIdx.x * dim;
+  float inv = norm ? fm_inv_rms(x, dim, eps) : 1.0f;
+  for (int64_t i = threadIdx.x; i < dim; i += 256) {
+    float v = x[i];
+    if (norm) v = v * inv * norm[i];
+    if (up) v = fm_silu(v) * up[blockIdx.x * ldx + i];
+    xb[i] = __float2bfloat16_rn(v);
+  }
+}
+
+static fm_status gemm(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
+  bf16 *xb = NULL;
+  for (int64_t i = 0; i < n_mm; i++) {
+    const fm_mm *m = &mm[i];
+    if (i == 0 || !same_input(m, m - 1)) {
+      TRY(fm_cuda_take_n(c, &xb, m->n * m->w->cols));
+      fm_launch(c, input_kernel, (unsigned)m->n, 256, 0, xb, m->x, m->ldx, m->up, m->norm, m->eps, m->w->cols);
+      TRY(fm_cuda_launched(c, "the input of a product"));
+    }
+    TRY(fm_cuda_gemm(c, m->w, xb, m->w->cols, m->out, m->ldo, false, m->bias, m->n, m->add));
+  }
+  return FM_OK;
+}
+
+/* ---- the choice ---- */
+
+enum way { PLAIN, SKINNY, GEMM };
+
+static way way_of(fm_ctx *c, const fm_mm *m) {
+  if (m->exact || c->arithmetic == FM_F32 || !fm_skinny_fits(m->w)) return PLAIN;
+  return c->generated || !fm_cuda_has_gemm(c) ? SKINNY : GEMM;
+}
+
+fm_status fm_cuda_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
+  for (int64_t i = 0, n; i < n_mm; i += n) {
+    way how = way_of(c, &mm[i]);
+    n = 1;
+    if (mm[i].n == 0 || mm[i].w->rows == 0) continue;
+    while (how != PLAIN && n < 4 && i + n < n_mm && way_of(c, &mm[i + n]) == how && mm[i + n].n == mm[i].n &&
+           mm[i + n].w->dtype == mm[i].w->dtype) n++;
+    if (how == PLAIN) TRY(plain(c, &mm[i]));
+    else TRY(how == SKINNY ? skinny(c, &mm[i], n) : gemm(c, &mm[i], n));
+  }
+  return FM_OK;
+}
