@@ -60,7 +60,7 @@ $(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
 	@ln -sf ../fathom_cuda.so $(@D)/fathom_cuda.so
 $(BUILD)/generate: examples/host_c/generate.c $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
-$(BUILD)/roofline: examples/bench/roofline.c $(BUILD)/libfathom.a
+$(BUILD)/roofline $(BUILD)/gpu: $(BUILD)/%: examples/bench/%.c examples/bench/v2lite.h $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/data/tokenizers/%/tokenizer.json: spec/data/tokenizers/%/tokenizer.json.xz
 	@mkdir -p $(@D)

@@ -51,7 +51,9 @@ __device__ const fm_span *span_of(const fm_dspans &s, int64_t row) {
   for (int64_t i = threadIdx.x; i < s.n; i += blockDim.x)
     if (row >= s.span[i].row && row < s.span[i].row + s.span[i].n) found = &s.span[i];
   __syncthreads();
-  return found;
+  const fm_span *mine = found;
+  __syncthreads();                       // the next call sets it anew
+  return mine;
 }
 
 __device__ __forceinline__ float kv_b_at(const fm_dmat &w, int64_t r, int64_t i) {
@@ -182,7 +184,12 @@ __global__ void __launch_bounds__(256) combine_kernel(attn a) {
   int64_t row0 = blockIdx.z * (int64_t)COMBINE_ROWS;
   fm_wait();
   int rows = a.n - row0 < COMBINE_ROWS ? (int)(a.n - row0) : COMBINE_ROWS;
-  for (int i = 0; i < rows; i++) combine_one(lat + i * a.rank, a, span_of(a.s, a.row0 + row0 + i), a.row0 + row0 + i, h, a.rank);
+  uint32_t here = 0;                     // rows that stand in some span; others are left alone
+  for (int i = 0; i < rows; i++) {
+    const fm_span *s = span_of(a.s, a.row0 + row0 + i);
+    here |= (uint32_t)(s != nullptr) << i;
+    combine_one(lat + i * a.rank, a, s, a.row0 + row0 + i, h, a.rank);
+  }
   __syncthreads();
   for (int d = blockIdx.y * 32 + warp; d < (int)blockIdx.y * 32 + 32 && d < a.v; d += 8) {
     int64_t r = (int64_t)h * (a.nope + a.v) + a.nope + d;
@@ -196,7 +203,7 @@ __global__ void __launch_bounds__(256) combine_kernel(attn a) {
 #pragma unroll
     for (int t = 0; t < COMBINE_ROWS; t++) {
       float v = fm_warp_sum(sum[t]);
-      if (lane == 0 && t < rows) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + d] = v;
+      if (lane == 0 && (here >> t & 1)) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + d] = v;
     }
   }
 }

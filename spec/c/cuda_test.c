@@ -371,6 +371,7 @@ static double run_experts(int64_t n, int64_t n_exp, int64_t k, int64_t d, int64_
   weight g = new_weight(n_exp * m, d, t), u = new_weight(n_exp * m, d, t), o = new_weight(n_exp * d, m, t);
   weight sg = new_weight(wide ? wide : 1, d, t), su = new_weight(wide ? wide : 1, d, t), so = new_weight(d, wide ? wide : 16, t);
   float *x = floats(n * d), *nw = floats(d), *w = floats(n * k), *out = floats(n * d);
+  for (int64_t i = 0; i < n * d; i++) out[i] *= 0.01f;           // what is added to must not drown what is added
   int32_t *id = need((size_t)(n * k) * 4);
   for (int64_t i = 0; i < n; i++)
     for (int64_t s = 0, e = skew ? 0 : between(0, n_exp - k); s < k; s++) id[i * k + s] = (int32_t)(e + s);
