@@ -93,6 +93,61 @@ __global__ void __launch_bounds__(256) absorb_kernel(attn a) {
   }
 }
 
+/* The same where nope is 128, rank a multiple of 128, W_UK bf16 or f8. A block: one head, R rows, 128 columns (the last one of a
+   head: the rotary part). Thread: eight columns of one of 16 slices of nope; slices meet in order. Weights are asked for before
+   the kernel ahead has ended. */
+template <int F8, int R> __global__ void __launch_bounds__(256) absorb_fast_kernel(attn a) {
+  __shared__ float q[R][128], red[16][R][128];
+  int h = blockIdx.x, cg = threadIdx.x % 16, slice = threadIdx.x / 16, qk = a.nope + a.rope;
+  int64_t row0 = blockIdx.z * (int64_t)R;
+  bool turned = blockIdx.y == gridDim.y - 1;
+  uint4 w[8];
+  float scale = 1;
+  int64_t r0 = (int64_t)h * (128 + a.v) + slice * 8;
+  int col = blockIdx.y * 128 + cg * 8;
+  if (!turned) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) w[j] = fm_raw8<F8>(a.kv_b.data + ((r0 + j) * a.rank + col) * (F8 ? 1 : 2));
+    if (F8) scale = a.kv_b.scale[r0 / 128 * a.kv_b.across + col / 128];
+  }
+  fm_go_on();
+  fm_wait();
+  if (turned) {
+    for (int i = threadIdx.x; i < R * a.rope; i += 256) {
+      int64_t row = row0 + i / a.rope;
+      if (row >= a.n) continue;
+      float v = a.q[(a.row0 + row) * a.ldq + (int64_t)h * qk + 128 + i % a.rope];
+      a.qa16[(row * a.heads + h) * a.width + a.rank + i % a.rope] = __float2bfloat16_rn(v);
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < R * 128; i += 256)
+    q[i / 128][i % 128] = row0 + i / 128 < a.n ? a.q[(a.row0 + row0 + i / 128) * a.ldq + (int64_t)h * qk + i % 128] : 0.0f;
+  __syncthreads();
+  float acc[R][8] = {};
+#pragma unroll
+  for (int j = 0; j < 8; j++) {
+    float f[8];
+    fm_eight<F8>(f, w[j]);
+#pragma unroll
+    for (int i = 0; i < R; i++)
+#pragma unroll
+      for (int x = 0; x < 8; x++) acc[i][x] = fmaf(q[i][slice * 8 + j], f[x], acc[i][x]);
+  }
+#pragma unroll
+  for (int i = 0; i < R; i++)
+#pragma unroll
+    for (int x = 0; x < 8; x++) red[slice][i][cg * 8 + x] = acc[i][x] * scale;
+  __syncthreads();
+  for (int i = threadIdx.x; i < R * 128; i += 256) {
+    if (row0 + i / 128 >= a.n) continue;
+    float v = 0;
+#pragma unroll
+    for (int x = 0; x < 16; x++) v += red[x][i / 128][i % 128];
+    a.qa16[((row0 + i / 128) * a.heads + h) * a.width + blockIdx.y * 128 + i % 128] = __float2bfloat16_rn(v);
+  }
+}
+
 /* ---- plain parts: one block a (row, head, cut), f32 ---- */
 
 struct plain_form {                      /* where a key and a value stand in a cache row, for head h */
@@ -161,49 +216,104 @@ __global__ void __launch_bounds__(256) plain_part_kernel(attn a, plain_form f) {
 
 constexpr int COMBINE_ROWS = 8;
 
-/* lat (dim): the answer of (row, head), by a block of 256. Zeros when it saw nothing. */
-__device__ void combine_one(float *lat, const attn &a, const fm_span *s, int64_t row, int h, int dim) {
+/* lat (dim): the answer of (row, head), by a block of 256. Zeros when it saw nothing. weight: room for a.cuts floats. */
+__device__ void combine_one(float *lat, float *weight, const attn &a, const fm_span *s, int64_t row, int h, int dim) {
+  __shared__ float total;
   int64_t at = ((row - a.row0) * a.heads + h) * a.cuts;
-  int n = s ? cut_of(s->index + row - s->row) + 1 : 0;
-  float m = -INFINITY, sum = 0;
-  for (int i = 0; i < n; i++) m = fmaxf(m, a.part_ms[2 * (at + i)]);
-  for (int i = 0; i < n; i++)
-    if (a.part_ms[2 * (at + i)] > -INFINITY) sum += expf(a.part_ms[2 * (at + i)] - m) * a.part_ms[2 * (at + i) + 1];
+  int n = s ? cut_of(s->index + row - s->row) + 1 : 0, lane = threadIdx.x & 31;
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    float m = -INFINITY, sum = 0;
+    for (int i = lane; i < n; i += 32) m = fmaxf(m, a.part_ms[2 * (at + i)]);
+    m = fm_warp_max(m);
+    for (int i = lane; i < n; i += 32) {
+      float mi = a.part_ms[2 * (at + i)], w = mi > -INFINITY ? expf(mi - m) : mi == mi ? 0.0f : mi;
+      weight[i] = w;
+      if (w != 0) sum += w * a.part_ms[2 * (at + i) + 1];
+    }
+    sum = fm_warp_sum(sum);
+    if (lane == 0) total = sum;
+  }
+  __syncthreads();
+  float sum = total;
   for (int d = threadIdx.x; d < dim; d += 256) {
     float v = 0;
+#pragma unroll 4
     for (int i = 0; i < n; i++)
-      if (a.part_ms[2 * (at + i)] > -INFINITY) v = fmaf(expf(a.part_ms[2 * (at + i)] - m), a.part[(at + i) * dim + d], v);
-    lat[d] = sum > 0 ? v / sum : sum == 0 ? 0.0f : v;   // NaN stays NaN
+      if (weight[i] != 0) v = fmaf(weight[i], a.part[(at + i) * dim + d], v);
+    lat[d] = sum > 0 ? v / sum : sum == 0 ? 0.0f : v + sum;      // NaN stays NaN
   }
 }
 
-/* A block: one head, 8 rows, 32 values of the head; a warp makes four of them. */
-__global__ void __launch_bounds__(256) combine_kernel(attn a) {
-  extern __shared__ float lat[];         // (8, rank)
+/* A block: one head, R rows, 32 values of the head; a warp makes four of them. shared: lat (R, rank), weight (cuts). */
+template <int R> __global__ void __launch_bounds__(256) combine_kernel(attn a) {
+  extern __shared__ float lat[];
   int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int64_t row0 = blockIdx.z * (int64_t)COMBINE_ROWS;
+  int64_t row0 = blockIdx.z * (int64_t)R;
   fm_wait();
-  int rows = a.n - row0 < COMBINE_ROWS ? (int)(a.n - row0) : COMBINE_ROWS;
+  int rows = a.n - row0 < R ? (int)(a.n - row0) : R;
   uint32_t here = 0;                     // rows that stand in some span; others are left alone
   for (int i = 0; i < rows; i++) {
     const fm_span *s = span_of(a.s, a.row0 + row0 + i);
     here |= (uint32_t)(s != nullptr) << i;
-    combine_one(lat + i * a.rank, a, s, a.row0 + row0 + i, h, a.rank);
+    combine_one(lat + i * a.rank, lat + R * a.rank, a, s, a.row0 + row0 + i, h, a.rank);
   }
   __syncthreads();
   for (int d = blockIdx.y * 32 + warp; d < (int)blockIdx.y * 32 + 32 && d < a.v; d += 8) {
     int64_t r = (int64_t)h * (a.nope + a.v) + a.nope + d;
-    float sum[COMBINE_ROWS] = {};
+    float sum[R] = {};
     for (int i = lane; i < a.rank; i += 32) {
       float w = kv_b_at(a.kv_b, r, i);
 #pragma unroll
-      for (int t = 0; t < COMBINE_ROWS; t++)
+      for (int t = 0; t < R; t++)
         if (t < rows) sum[t] = fmaf(w, lat[t * a.rank + i], sum[t]);
     }
 #pragma unroll
-    for (int t = 0; t < COMBINE_ROWS; t++) {
+    for (int t = 0; t < R; t++) {
       float v = fm_warp_sum(sum[t]);
       if (lane == 0 && (here >> t & 1)) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + d] = v;
+    }
+  }
+}
+
+/* The same for rank 512, W_UV bf16 or f8: weights are asked for before the kernel ahead has ended. */
+template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_kernel(attn a) {
+  extern __shared__ float lat[];
+  int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int64_t row0 = blockIdx.z * (int64_t)R, r0 = (int64_t)h * (a.nope + a.v) + a.nope + blockIdx.y * 32 + warp * 4;
+  uint4 w[4][2];
+#pragma unroll
+  for (int d = 0; d < 4; d++)
+#pragma unroll
+    for (int x = 0; x < 2; x++) w[d][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + d) * 512 + x * 256 + lane * 8) * (F8 ? 1 : 2));
+  fm_go_on();
+  fm_wait();
+  int rows = a.n - row0 < R ? (int)(a.n - row0) : R;
+  uint32_t here = 0;
+  for (int i = 0; i < rows; i++) {
+    const fm_span *s = span_of(a.s, a.row0 + row0 + i);
+    here |= (uint32_t)(s != nullptr) << i;
+    combine_one(lat + i * 512, lat + R * 512, a, s, a.row0 + row0 + i, h, 512);
+  }
+  __syncthreads();
+#pragma unroll
+  for (int d = 0; d < 4; d++) {
+    float f[2][8];
+#pragma unroll
+    for (int x = 0; x < 2; x++) {
+      fm_eight<F8>(f[x], w[d][x]);
+      float scale = F8 ? a.kv_b.scale[(r0 + d) / 128 * a.kv_b.across + (x * 256 + lane * 8) / 128] : 1.0f;
+#pragma unroll
+      for (int i = 0; i < 8; i++) f[x][i] *= scale;
+    }
+    for (int t = 0; t < rows; t++) {
+      float v = 0;
+#pragma unroll
+      for (int x = 0; x < 2; x++)
+#pragma unroll
+        for (int i = 0; i < 8; i++) v = fmaf(f[x][i], lat[t * 512 + x * 256 + lane * 8 + i], v);
+      v = fm_warp_sum(v);
+      if (lane == 0 && (here >> t & 1)) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + blockIdx.y * 32 + warp * 4 + d] = v;
     }
   }
 }
@@ -212,9 +322,10 @@ __global__ void __launch_bounds__(256) combine_kernel(attn a) {
 __global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
   int64_t row = a.row0 + blockIdx.x / a.heads;
   int h = blockIdx.x % a.heads;
+  extern __shared__ float weight[];
   fm_wait();
   const fm_span *s = span_of(a.s, row);
-  if (s) combine_one(a.out + row * a.ldo + (int64_t)h * a.v, a, s, row, h, a.v);
+  if (s) combine_one(a.out + row * a.ldo + (int64_t)h * a.v, weight, a, s, row, h, a.v);
 }
 
 /* ---- tensor-core parts of mla_decode: latent 512 + 64 in bf16 ----
@@ -228,6 +339,7 @@ __global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
 constexpr int MLA_WIDTH = 576, MLA_RANK = 512, PITCH = MLA_WIDTH + 8, PP = 64 + 8;   /* +8: rows start in different banks */
 
 struct mla_shared {
+  uint64_t full[2];                      /* barriers: the page has come */
   bf16 page[2][64 * PITCH];
   bf16 q[16 * PITCH];
   bf16 p[16 * PP];
@@ -250,12 +362,40 @@ __device__ __forceinline__ void matrix4_turned(uint32_t (&r)[4], const void *p) 
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem_at(p)));
 }
 
-__device__ void fetch_page(bf16 *to, const char *from) {
+/* A page's rows to shared memory: by the copy engine, a row a lane of the first two warps' worth, where there is one. */
+__device__ __forceinline__ void fetch_page(mla_shared &sm, int buf, const char *from) {
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x >= 32) return;
+  uint32_t bar = smem_at(&sm.full[buf]);
+  if (threadIdx.x == 0)
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :: "r"(bar), "r"(64 * MLA_WIDTH * 2) : "memory");
+  __syncwarp();
+#pragma unroll
+  for (int j = threadIdx.x; j < 64; j += 32)
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                 :: "r"(smem_at(sm.page[buf] + j * PITCH)), "l"(from + j * MLA_WIDTH * 2), "r"(MLA_WIDTH * 2), "r"(bar) : "memory");
+#else
   for (int i = threadIdx.x; i < 64 * (MLA_WIDTH / 8); i += 256) {
     int j = i / (MLA_WIDTH / 8), d = i % (MLA_WIDTH / 8) * 8;
-    copy16(to + j * PITCH + d, from + (j * MLA_WIDTH + d) * 2);
+    copy16(sm.page[buf] + j * PITCH + d, from + (j * MLA_WIDTH + d) * 2);
   }
   copy_commit();
+#endif
+}
+
+/* Until the page fetched last but `behind` has come; phase: which use of the buffer it is. */
+__device__ __forceinline__ void await_page(mla_shared &sm, int buf, uint32_t phase, int behind) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t bar = smem_at(&sm.full[buf]), done = 0;
+  (void)behind;
+  while (!done)
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"(bar), "r"(phase) : "memory");
+#else
+  if (behind) copy_wait<1>();
+  else copy_wait<0>();
+  __syncthreads();
+#endif
 }
 
 /* Item `item` of the call: which span, which 16 of its (row, head) pairs, which cut. False behind the last. */
@@ -273,7 +413,7 @@ __device__ bool find_item(const attn &a, int64_t item, int *span, int *tile, int
   return false;
 }
 
-__device__ void mla_item(mla_shared &sm, const attn &a, const fm_span &s, int tile, int cut) {
+__device__ void mla_item(mla_shared &sm, const attn &a, const fm_span s, int tile, int cut, uint32_t &fetched) {
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
   int64_t pairs = s.n * a.heads, first = tile * (int64_t)16, begin = cut_begin(cut), end = cut_begin(cut + 1);
   int64_t seen = s.index + (min(first + 15, pairs - 1)) / a.heads + 1;      // keys that the last query of the tile sees
@@ -288,17 +428,19 @@ __device__ void mla_item(mla_shared &sm, const attn &a, const fm_span &s, int ti
   if (threadIdx.x < 16) sm.m[threadIdx.x] = -INFINITY, sm.sum[threadIdx.x] = 0;
   float acc[8][4] = {};
   int n_pages = (int)((end - begin + 63) / 64);
-  if (n_pages > 0) fetch_page(sm.page[0], fm_cache_row(a.k, pages, begin));
-  for (int i = 0; i < n_pages; i++) {
-    int64_t j0 = begin + i * 64;
-    if (i + 1 < n_pages) {
-      fetch_page(sm.page[(i + 1) & 1], fm_cache_row(a.k, pages, j0 + 64));
-      copy_wait<1>();
-    } else {
-      copy_wait<0>();
-    }
-    __syncthreads();
-    const bf16 *page = sm.page[i & 1];
+  // the last key that this lane's queries see, relative to the cut
+  int last0 = first + g < pairs ? (int)(s.index + (int)(first + g) / a.heads - begin) : -1;
+  int last1 = first + g + 8 < pairs ? (int)(s.index + (int)(first + g + 8) / a.heads - begin) : -1;
+  int from = (int)(s.first_key - begin), until = (int)(end - begin);
+  uint32_t use = fetched;                // pages fetched so far: their buffer and the barrier's phase follow from it
+  fetched += n_pages > 0 ? n_pages : 0;
+  if (n_pages > 0) fetch_page(sm, use & 1, fm_cache_row(a.k, pages, begin));
+  __syncthreads();                       // the queries are there
+  for (int i = 0; i < n_pages; i++, use++) {
+    int j0 = i * 64;
+    if (i + 1 < n_pages) fetch_page(sm, (use + 1) & 1, fm_cache_row(a.k, pages, begin + j0 + 64));
+    await_page(sm, use & 1, use >> 1 & 1, i + 1 < n_pages);
+    bf16 *page = sm.page[use & 1];
     float sc[2][4] = {};                 // two chains hide the latency of one
 #pragma unroll 6
     for (int d = 0; d < MLA_WIDTH; d += 32) {
@@ -312,8 +454,7 @@ __device__ void mla_item(mla_shared &sm, const attn &a, const fm_span &s, int ti
 #pragma unroll
     for (int e = 0; e < 4; e++) {
       int r = g + e / 2 * 8, j = warp * 8 + 2 * t + e % 2;
-      int64_t last = s.index + (first + r) / a.heads;
-      bool see = j0 + j <= last && j0 + j >= s.first_key && first + r < pairs;
+      bool see = j0 + j <= (e < 2 ? last0 : last1) && j0 + j >= from;
       sm.score[r][j] = see ? (sc[0][e] + sc[1][e]) * a.scale : -INFINITY;
     }
     __syncthreads();
@@ -334,15 +475,12 @@ __device__ void mla_item(mla_shared &sm, const attn &a, const fm_span &s, int ti
         sm.m[r] = m;
       }
     }
-    // keys behind the end may hold anything, and nothing times infinity is NaN
-    if (j0 + 64 > end)
-      for (int x = threadIdx.x; x < 64 * (MLA_RANK / 8); x += 256)
-        if (j0 + x / (MLA_RANK / 8) >= end)
-          *(uint4 *)(sm.page[i & 1] + x / (MLA_RANK / 8) * PITCH + x % (MLA_RANK / 8) * 8) = { 0, 0, 0, 0 };
-    if (j0 < s.first_key)
-      for (int x = threadIdx.x; x < 64 * (MLA_RANK / 8); x += 256)
-        if (j0 + x / (MLA_RANK / 8) < s.first_key)
-          *(uint4 *)(sm.page[i & 1] + x / (MLA_RANK / 8) * PITCH + x % (MLA_RANK / 8) * 8) = { 0, 0, 0, 0 };
+    // keys that nobody sees may hold anything, and nothing times infinity is NaN
+    if (j0 + 64 > until || j0 < from)
+      for (int x = threadIdx.x; x < 64 * (MLA_RANK / 8); x += 256) {
+        int j = j0 + x / (MLA_RANK / 8);
+        if (j >= until || j < from) *(uint4 *)(page + x / (MLA_RANK / 8) * PITCH + x % (MLA_RANK / 8) * 8) = { 0, 0, 0, 0 };
+      }
     __syncthreads();
     float k0 = sm.keep[g], k1 = sm.keep[g + 8];
 #pragma unroll
@@ -379,9 +517,16 @@ __global__ void __launch_bounds__(256, 1) mla_part_kernel(attn a) {
   extern __shared__ __align__(16) char raw[];
   mla_shared &sm = *(mla_shared *)raw;
   int span, tile, cut;
+  uint32_t fetched = 0;
+#if __CUDA_ARCH__ >= 900
+  if (threadIdx.x < 2) asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(smem_at(&sm.full[threadIdx.x])) : "memory");
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+  __syncthreads();
+  fm_go_on();
   fm_wait();
   for (int64_t item = blockIdx.x; find_item(a, item, &span, &tile, &cut); item += gridDim.x)
-    mla_item(sm, a, a.s.span[span], tile, cut);
+    mla_item(sm, a, a.s.span[span], tile, cut, fetched);
 }
 
 /* ---- launching ---- */
@@ -427,8 +572,9 @@ static fm_status plain_parts(fm_ctx *c, const attn *x, const plain_form *f) {
 }
 
 static bool fast_decode(const fm_ctx *c, const fm_attn *a) {
-  return c->arithmetic != FM_F32 && a->rank == MLA_RANK && a->rope == MLA_WIDTH - MLA_RANK && a->cache->dtype == FM_BF16 &&
-         a->cache->page_stride % 16 == 0;
+  return c->arithmetic != FM_F32 && a->rank == MLA_RANK && a->rope == MLA_WIDTH - MLA_RANK && a->nope == 128 &&
+         a->v_head_dim % 32 == 0 && a->cache->dtype == FM_BF16 && a->cache->page_stride % 16 == 0 &&
+         (a->kv_b->dtype == FM_BF16 || a->kv_b->dtype == FM_F8_E4M3);
 }
 
 /* Rows whose parts fill about PARTS bytes; the fast path, whose rows are few, takes all. */
@@ -438,23 +584,41 @@ static int64_t window_of(const attn *x, int64_t dim) {
   return rows < 1 ? 1 : rows;
 }
 
-static fm_status decode_rows(fm_ctx *c, attn *x, bool fast) {
-  int64_t qa = (int64_t)x->n * x->heads * x->width;
-  if (fast) TRY(fm_cuda_take_n(c, &x->qa16, qa));
-  else TRY(fm_cuda_take_n(c, &x->qa32, qa));
+/* Kernels by the weight's dtype and how many rows a block takes along. */
+template <int F8> static void absorb_and_combine(fm_ctx *c, const attn *x, bool combine) {
+  int r = x->n == 1 ? 1 : 4;
+  unsigned groups = (unsigned)((x->n + r - 1) / r);
+  dim3 ga((unsigned)x->heads, (unsigned)(x->rank / 128 + 1), groups), gc((unsigned)x->heads, (unsigned)(x->v / 32), groups);
+  size_t shared = (r * 512 + x->cuts) * sizeof(float);
+  if (!combine && r == 1) fm_launch(c, absorb_fast_kernel<F8, 1>, ga, 256, 0, *x);
+  else if (!combine) fm_launch(c, absorb_fast_kernel<F8, 4>, ga, 256, 0, *x);
+  else if (r == 1) fm_launch(c, combine_fast_kernel<F8, 1>, gc, 256, shared, *x);
+  else fm_launch(c, combine_fast_kernel<F8, 4>, gc, 256, shared, *x);
+}
+
+static fm_status fast_rows(fm_ctx *c, attn *x) {
+  bool f8 = x->kv_b.dtype == FM_F8_E4M3;
+  TRY(fm_cuda_take_n(c, &x->qa16, (int64_t)x->n * x->heads * x->width));
+  TRY(take_parts(c, x, x->rank));
+  if (f8) absorb_and_combine<1>(c, x, false);
+  else absorb_and_combine<0>(c, x, false);
+  cudaFuncSetAttribute(mla_part_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(mla_shared));
+  fm_launch(c, mla_part_kernel, (unsigned)fm_cuda_of(c)->n_sm, 256, sizeof(mla_shared), *x);
+  if (f8) absorb_and_combine<1>(c, x, true);
+  else absorb_and_combine<0>(c, x, true);
+  return fm_cuda_launched(c, "mla_decode");
+}
+
+static fm_status plain_rows(fm_ctx *c, attn *x) {
+  TRY(fm_cuda_take_n(c, &x->qa32, (int64_t)x->n * x->heads * x->width));
   TRY(take_parts(c, x, x->rank));
   unsigned groups = (unsigned)((x->n + ABSORB_ROWS - 1) / ABSORB_ROWS);
   fm_launch(c, absorb_kernel, dim3((unsigned)x->heads, (unsigned)((x->width + 255) / 256), groups), 256,
             ABSORB_ROWS * (x->nope + x->rope) * sizeof(float), *x);
-  if (fast) {
-    cudaFuncSetAttribute(mla_part_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(mla_shared));
-    fm_launch(c, mla_part_kernel, (unsigned)fm_cuda_of(c)->n_sm, 256, sizeof(mla_shared), *x);
-  } else {
-    plain_form f = { x->qa32, (int64_t)x->heads * x->width, x->width, x->row0, x->width, 0, x->rank, x->heads };
-    TRY(plain_parts(c, x, &f));
-  }
-  fm_launch(c, combine_kernel, dim3((unsigned)x->heads, (unsigned)((x->v + 31) / 32), groups), 256,
-            COMBINE_ROWS * x->rank * sizeof(float), *x);
+  plain_form f = { x->qa32, (int64_t)x->heads * x->width, x->width, x->row0, x->width, 0, x->rank, x->heads };
+  TRY(plain_parts(c, x, &f));
+  fm_launch(c, combine_kernel<COMBINE_ROWS>, dim3((unsigned)x->heads, (unsigned)((x->v + 31) / 32), groups), 256,
+            (COMBINE_ROWS * x->rank + x->cuts) * sizeof(float), *x);
   return fm_cuda_launched(c, "mla_decode");
 }
 
@@ -465,7 +629,7 @@ fm_status fm_cuda_mla_decode(fm_ctx *c, const fm_attn *a) {
   int64_t n = x.n, used = c->slab_used, step = fast ? n : window_of(&x, x.rank);
   for (x.row0 = 0; x.row0 < n; x.row0 += step) {
     x.n = (int)(n - x.row0 < step ? n - x.row0 : step);
-    TRY(decode_rows(c, &x, fast));
+    TRY(fast ? fast_rows(c, &x) : plain_rows(c, &x));
     c->slab_used = used;
   }
   return FM_OK;
@@ -481,7 +645,7 @@ fm_status fm_cuda_gqa(fm_ctx *c, const fm_attn *a) {
     x.n = (int)(n - x.row0 < step ? n - x.row0 : step);
     TRY(take_parts(c, &x, x.v));
     TRY(plain_parts(c, &x, &f));
-    fm_launch(c, combine_gqa_kernel, (unsigned)(x.n * x.heads), 256, 0, x);
+    fm_launch(c, combine_gqa_kernel, (unsigned)(x.n * x.heads), 256, x.cuts * sizeof(float), x);
     c->slab_used = used;
   }
   return fm_cuda_launched(c, "gqa");

@@ -130,7 +130,7 @@ __device__ __forceinline__ char *fm_cache_row(const fm_dcache &k, const int32_t 
 
 /* mma.m16n8k16, bf16 in, f32 out. */
 __device__ __forceinline__ void fm_mma(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
@@ -145,6 +145,26 @@ constexpr float FM_F8_INPUT = 0x1p+64f;
 __device__ __forceinline__ uint32_t fm_f8_pair(uint32_t w, int which) {
   uint32_t t = __byte_perm(w, 0, which ? 0x3424 : 0x1404);
   return (t & 0x80008000u) | ((t & 0x7f007f00u) >> 4);
+}
+
+/* Eight neighbouring weights as f32: bf16 (16 bytes) or f8 (8 bytes, without the scale). */
+template <int F8> __device__ __forceinline__ uint4 fm_raw8(const char *p) {
+  uint4 v = { 0, 0, 0, 0 };
+  if constexpr (F8) {
+    uint2 h = *(const uint2 *)p;
+    v.x = h.x, v.y = h.y;
+  } else v = *(const uint4 *)p;
+  return v;
+}
+template <int F8> __device__ __forceinline__ void fm_eight(float (&f)[8], const uint4 &v) {
+  const uint32_t *w = (const uint32_t *)&v;
+  if constexpr (F8) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) f[i] = fm_f8((uint8_t)(w[i / 4] >> (i % 4 * 8)));
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; i++) f[2 * i] = __uint_as_float(w[i] << 16), f[2 * i + 1] = __uint_as_float(w[i] & 0xffff0000u);
+  }
 }
 
 /* ---- the table's operations ---- */

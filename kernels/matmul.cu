@@ -52,12 +52,53 @@ __global__ void plain_kernel(plain_job j) {
   }
 }
 
+/* The same for f32 weights whose rows are whole vectors: the router. A warp a row and four tokens, in steps of 128. */
+template <int T> __global__ void __launch_bounds__(256) exact_kernel(plain_job j) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int64_t r = blockIdx.x * (int64_t)8 + warp, i0 = blockIdx.y * (int64_t)T, k = j.w.cols;
+  const float4 *w = (const float4 *)((const float *)j.w.data + r * k), *norm = (const float4 *)j.norm;
+  fm_go_on();
+  fm_wait();
+  if (r >= j.w.rows) return;
+  float sum[T] = {}, square[T] = {};
+#pragma unroll (T == 1 ? 8 : 2)
+  for (int64_t i = lane; i < k / 4; i += 32) {
+    float4 a = w[i];
+    if (norm) {
+      float4 b = norm[i];
+      a = { a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w };
+    }
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+      if (i0 + t >= j.n) break;
+      float4 x = ((const float4 *)(j.x + (i0 + t) * j.ldx))[i];
+      square[t] = fmaf(x.w, x.w, fmaf(x.z, x.z, fmaf(x.y, x.y, fmaf(x.x, x.x, square[t]))));
+      sum[t] = fmaf(a.w, x.w, fmaf(a.z, x.z, fmaf(a.y, x.y, fmaf(a.x, x.x, sum[t]))));
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < T; t++) {
+    if (i0 + t >= j.n) break;
+    float v = fm_warp_sum(sum[t]), s = fm_warp_sum(square[t]);
+    if (norm) v *= rsqrtf(s / (float)k + j.eps);
+    if (lane == 0) j.out[(i0 + t) * j.ldo + r] = v;
+  }
+}
+
+static bool whole_vectors(const fm_mm *m) {
+  return m->w->dtype == FM_F32 && m->w->cols % 128 == 0 && m->ldx % 4 == 0 && !m->up && !m->bias && !m->add &&
+         ((uintptr_t)m->x | (uintptr_t)m->w->data | (uintptr_t)m->norm) % 16 == 0;
+}
+
 static fm_status plain(fm_ctx *c, const fm_mm *m) {
   plain_job j = { fm_dmat_of(m->w), m->x, m->norm, m->up, m->bias, m->out, m->ldx, m->ldo, m->n, m->eps, m->add };
   for (int64_t i = 0; i < m->n; i += 4 * 65535) {  // grid.y has 16 bits
     int64_t n = m->n - i < 4 * 65535 ? m->n - i : 4 * 65535;
     j.x = m->x + i * m->ldx, j.up = m->up ? m->up + i * m->ldx : NULL, j.out = m->out + i * m->ldo, j.n = n;
-    fm_launch(c, plain_kernel, dim3((unsigned)((m->w->rows + 7) / 8), (unsigned)((n + 3) / 4)), 256, 0, j);
+    unsigned rows = (unsigned)((m->w->rows + 7) / 8);
+    if (whole_vectors(m) && n == 1) fm_launch(c, exact_kernel<1>, rows, 256, 0, j);
+    else if (whole_vectors(m)) fm_launch(c, exact_kernel<4>, dim3(rows, (unsigned)((n + 3) / 4)), 256, 0, j);
+    else fm_launch(c, plain_kernel, dim3((unsigned)((m->w->rows + 7) / 8), (unsigned)((n + 3) / 4)), 256, 0, j);
   }
   return fm_cuda_launched(c, "a plain product");
 }
@@ -87,6 +128,7 @@ template <int F8, int MT, int NT, bool F32X> __global__ void __launch_bounds__(2
   for (int m = 0; m < MT; m++) w[m] = fm_wtile_at<F8>(j.w, r0 + m * 16, lane);
   fm_skinny<F8, MT, NT> s;
   s.begin(w, j.w.cols, warp, lane);
+  fm_go_on();
   fm_wait();
   if (F32X && j.norm)
     for (int64_t i = 0; i < NT * 8 && i0 + i < j.n; i++) {
@@ -113,7 +155,6 @@ template <int F8, int MT, int NT, bool F32X> __global__ void __launch_bounds__(2
   }
   fm_skinny_put<MT, NT>(red, acc, warp, lane);
   __syncthreads();
-  fm_go_on();
   for (int e = threadIdx.x; e < MT * 16 * NT * 8; e += 256) {
     int row = e % (MT * 16), token = e / (MT * 16);
     if (r0 + row >= j.w.rows || i0 + token >= j.n) continue;
@@ -346,7 +387,8 @@ enum way { PLAIN, SKINNY, GEMM };
 
 static way way_of(fm_ctx *c, const fm_mm *m) {
   if (m->exact || c->arithmetic == FM_F32 || !fm_skinny_fits(m->w)) return PLAIN;
-  return c->generated || !fm_cuda_has_gemm(c) ? SKINNY : GEMM;
+  bool aligned = m->ldo % 4 == 0 && (uintptr_t)m->out % 16 == 0 && (!m->bias || (uintptr_t)m->bias % 16 == 0);
+  return c->generated || !aligned || !fm_cuda_has_gemm(c) ? SKINNY : GEMM;
 }
 
 fm_status fm_cuda_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {

@@ -74,6 +74,7 @@ __device__ int route_best(const float *c, int n, int lane) {
 __global__ void __launch_bounds__(32 * ROUTE_ROWS) route_kernel(route_job j) {
   extern __shared__ float shared[];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, row = blockIdx.x * ROUTE_ROWS + warp;
+  fm_go_on();
   fm_wait();
   if (row >= j.n) return;
   float *s = shared + warp * (2 * j.experts + j.groups), *c = s + j.experts, *worth = c + j.experts, sum = 0;
@@ -229,6 +230,7 @@ __device__ __forceinline__ bool find_rows(const expert_job &j, int *expert, int 
 template <int F8, int NT> __global__ void __launch_bounds__(256) gate_up_kernel(const __grid_constant__ expert_job j) {
   extern __shared__ float red[];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, e, tile, first, end;
+  fm_go_on();
   fm_wait();
   if (!find_rows(j, &e, &tile, &first, &end)) return;
   fm_dmat gate = e < 0 ? j.shared_gate : pick(j.gate, e), up = e < 0 ? j.shared_up : pick(j.up, e);
@@ -261,6 +263,7 @@ template <int F8, int NT> __global__ void __launch_bounds__(256) gate_up_kernel(
 template <int F8, int NT> __global__ void __launch_bounds__(256) down_kernel(const __grid_constant__ expert_job j) {
   extern __shared__ float red[];
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, e, tile, first, end;
+  fm_go_on();
   fm_wait();
   if (!find_rows(j, &e, &tile, &first, &end)) return;
   fm_dmat down = e < 0 ? j.shared_down : pick(j.down, e);
@@ -286,6 +289,86 @@ template <int F8, int NT> __global__ void __launch_bounds__(256) down_kernel(con
     }
     __syncthreads();
   }
+}
+
+/* ---- one row: its slots are its experts, nothing is sorted; the sums are those of the kernels above, in their order ---- */
+
+struct one_job {
+  stack gate, up, down;
+  fm_dmat shared_gate, shared_up, shared_down;
+  const float *x, *norm; float eps;
+  const int32_t *id; const float *weight;
+  bf16 *h, *shared_h;
+  float *out;
+  int k, tiles;
+};
+
+template <int F8> __global__ void __launch_bounds__(256) gate_up_one_kernel(const __grid_constant__ one_job j) {
+  __shared__ float red[8 * 32 * 8];
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, slot = blockIdx.x / j.tiles, tile = blockIdx.x % j.tiles;
+  fm_go_on();
+  if (slot >= j.k) slot = -1, tile = blockIdx.x - j.k * j.tiles;
+  if (slot >= 0) fm_wait();
+  int e = slot < 0 ? 0 : j.id[slot];
+  fm_dmat gate = slot < 0 ? j.shared_gate : pick(j.gate, e), up = slot < 0 ? j.shared_up : pick(j.up, e);
+  fm_wtile w[2] = { fm_wtile_at<F8>(gate, tile * 16, lane), fm_wtile_at<F8>(up, tile * 16, lane) };
+  fm_skinny<F8, 2, 1> s;
+  s.begin(w, gate.cols, warp, lane);
+  if (slot < 0) fm_wait();
+  float inv = j.norm ? fm_inv_rms(j.x, gate.cols, j.eps) : 1.0f;
+  fm_x32 x[1] = { { lane < 4 ? j.x : nullptr, j.norm } };
+  float acc[2][1][4] = {};
+  s.run(acc, w, gate.cols, x, lane);
+  fm_skinny_put<2, 1>(red, acc, warp, lane);
+  __syncthreads();
+  int r = threadIdx.x;
+  if (r >= 16 || tile * 16 + r >= gate.rows) return;
+  float g = fm_skinny_sum<2, 1>(red, r, 0) * inv, u = fm_skinny_sum<2, 1>(red, 16 + r, 0) * inv;
+  (slot < 0 ? j.shared_h : j.h + slot * gate.rows)[tile * 16 + r] = __float2bfloat16_rn(fm_silu(g) * u);
+}
+
+constexpr int MOST_SLOTS = 16;
+
+/* Sixteen rows of the answer: all slots, then the shared expert; a slot's weights are asked for while the one before is summed. */
+template <int F8> __global__ void __launch_bounds__(256) down_one_kernel(const __grid_constant__ one_job j) {
+  __shared__ float red[MOST_SLOTS + 1][8][16];
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, n = j.k + (j.shared_down.rows > 0);
+  fm_go_on();
+  fm_wait();
+  fm_skinny<F8, 1, 1> s[2];
+  fm_wtile w[2][1];
+  auto matrix = [&](int slot) { return slot < j.k ? pick(j.down, j.id[slot]) : j.shared_down; };
+  auto begin = [&](int slot, int which) {
+    fm_dmat m = matrix(slot);
+    w[which][0] = fm_wtile_at<F8>(m, blockIdx.x * 16, lane);
+    s[which].begin(w[which], m.cols, warp, lane);
+  };
+  auto run = [&](int slot, int which) {
+    fm_dmat m = matrix(slot);
+    const bf16 *h = slot < j.k ? j.h + slot * m.cols : j.shared_h;
+    fm_x16 x[1] = { { lane < 4 ? h : nullptr } };
+    float acc[1][1][4] = {};
+    s[which].run(acc, w[which], m.cols, x, lane);
+    if (lane % 4 == 0) red[slot][warp][lane / 4] = acc[0][0][0], red[slot][warp][lane / 4 + 8] = acc[0][0][2];
+  };
+  begin(0, 0);
+  for (int slot = 0; slot < n; slot += 2) {
+    if (slot + 1 < n) begin(slot + 1, 1);
+    run(slot, 0);
+    if (slot + 2 < n) begin(slot + 2, 0);
+    if (slot + 1 < n) run(slot + 1, 1);
+  }
+  __syncthreads();
+  int r = threadIdx.x;
+  if (r >= 16 || blockIdx.x * 16 + r >= j.down.w.rows) return;
+  float sum = 0, y[MOST_SLOTS + 1];
+  for (int slot = 0; slot < n; slot++) {
+    y[slot] = 0;
+    for (int i = 0; i < 8; i++) y[slot] += red[slot][i][r];
+    if (slot < j.k) sum = fmaf(j.weight[slot], y[slot], sum);
+  }
+  float v = j.out[blockIdx.x * 16 + r] + sum;
+  j.out[blockIdx.x * 16 + r] = n > j.k ? v + y[j.k] : v;
 }
 
 /* ---- plain: a warp an output row of one slot, f32 ---- */
@@ -446,6 +529,23 @@ static bool all_skinny(const fm_ctx *c, const fm_experts *e) {
   return true;
 }
 
+static fm_status one_row(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
+                         const stack *gate, const stack *up, const stack *down) {
+  int64_t d = e->hidden_size, m = e->moe_intermediate_size, wide = e->shared_gate ? e->shared_gate->rows : 0;
+  one_job j = { .gate = *gate, .up = *up, .down = *down, .x = x, .norm = e->norm, .eps = e->eps, .id = id, .weight = weight,
+                .out = out, .k = (int)e->top_k, .tiles = (int)((m + 15) / 16) };
+  TRY(fm_cuda_take_n(c, &j.h, e->top_k * m));
+  if (wide) {
+    TRY(fm_cuda_take_n(c, &j.shared_h, wide));
+    j.shared_gate = fm_dmat_of(e->shared_gate), j.shared_up = fm_dmat_of(e->shared_up), j.shared_down = fm_dmat_of(e->shared_down);
+  }
+  unsigned first = (unsigned)(j.k * j.tiles + (wide + 15) / 16), second = (unsigned)((d + 15) / 16);
+  bool f8 = gate->w.dtype == FM_F8_E4M3;
+  fm_launch(c, f8 ? gate_up_one_kernel<1> : gate_up_one_kernel<0>, first, 256, 0, j);
+  fm_launch(c, f8 ? down_one_kernel<1> : down_one_kernel<0>, second, 256, 0, j);
+  return fm_cuda_launched(c, "experts");
+}
+
 /* Rows at a time: what the slots' answers take stays within bounds. */
 constexpr int64_t SLOT_BYTES = 512 << 20;
 
@@ -459,6 +559,8 @@ fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *
   step = step < 1 ? 1 : step > 60000 / k ? 60000 / k : step;
   bool skinny = all_skinny(c, e);
   int64_t used = c->slab_used;
+  if (n == 1 && skinny && k <= MOST_SLOTS && (uintptr_t)x % 16 == 0)
+    return one_row(c, out, x, topk_id, topk_weight, e, &gate, &up, &down);
   for (int64_t i = 0; i < n; i += step) {
     int64_t rows = n - i < step ? n - i : step;
     TRY((skinny ? skinny_experts : plain_experts)(c, out + i * d, x + i * d, topk_id + i * k, topk_weight + i * k, e, &gate, &up,

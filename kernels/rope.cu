@@ -48,9 +48,9 @@ __device__ void store_row(char *to, const float *x, const fm_dcache &k) {
 }
 
 __global__ void rope_kernel(float *x, int64_t ldx, int64_t n_heads, int64_t stride, turn t) {
+  fm_go_on();
   fm_wait();
   turn_heads(x + blockIdx.x * ldx, stride, n_heads, t, t.pos[blockIdx.x]);
-  fm_go_on();
 }
 
 fm_status fm_cuda_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r) {
@@ -62,11 +62,11 @@ fm_status fm_cuda_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_
 }
 
 __global__ void store_kernel(fm_dcache k, fm_dspans s, const float *x, int64_t ldx, int64_t first_row) {
+  fm_go_on();
   fm_wait();
   int64_t row = first_row + blockIdx.x;
   char *to = place_of(k, s, row);
   if (to) store_row(to, x + row * ldx, k);
-  fm_go_on();
 }
 
 static int64_t end_row(const fm_span *span, int64_t n) {
@@ -88,6 +88,7 @@ fm_status fm_cuda_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *s
 /* Blocks 0 .. n-1: norm, turn and store a row of kv. Blocks n .. 2n-1: turn the heads of a row of q. */
 __global__ void mla_store_kernel(fm_dcache k, fm_dspans s, float *q, int64_t ldq, int64_t n_heads, int64_t nope, float *kv,
                                  int rank, const float *norm, float eps, int n, turn t) {
+  fm_go_on();
   fm_wait();
   if ((int)blockIdx.x >= n) {
     int64_t row = blockIdx.x - n;

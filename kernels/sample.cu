@@ -1,6 +1,6 @@
 /*
 ** sample.cu - the draw of a token: argmax, or Gumbel-max over logits / temperature with the noise of csrc/base/rng.c.
-** One cluster-free block of 1024 threads a row; ties go to the lower id.
+** Sixteen blocks a row, then one warp; ties go to the lower id.
 */
 #include "cuda.cuh"
 
@@ -45,26 +45,38 @@ __device__ best best_of_quad(best a, const float *logit, const fm_draw_rule &r, 
   return a;
 }
 
-__global__ void draw_kernel(int32_t *out, const float *logits, const fm_draw_rule *rule, int64_t vocab_size, int32_t n_valid) {
-  __shared__ best part[32];
+constexpr int PARTS = 16;                /* blocks a row */
+
+__global__ void __launch_bounds__(512) draw_part_kernel(best *out, const float *logits, const fm_draw_rule *rule, int64_t vocab_size,
+                                                        int32_t n_valid) {
+  __shared__ best part[16];
   fm_wait();
-  fm_draw_rule r = rule[blockIdx.x];
-  const float *logit = logits + blockIdx.x * vocab_size;
+  fm_draw_rule r = rule[blockIdx.y];
+  const float *logit = logits + blockIdx.y * vocab_size;
   best a = { -INFINITY, INT32_MAX };
-  for (int32_t q = threadIdx.x; 4 * q < n_valid; q += blockDim.x) a = best_of_quad(a, logit, r, q, n_valid);
+  for (int32_t q = blockIdx.x * 512 + threadIdx.x; 4 * q < n_valid; q += PARTS * 512) a = best_of_quad(a, logit, r, q, n_valid);
   a = warp_best(a);
   if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = a;
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  a = warp_best(part[threadIdx.x]);
-  if (threadIdx.x == 0) out[blockIdx.x] = a.id == INT32_MAX ? 0 : a.id;
+  a = warp_best(part[threadIdx.x & 15]);
+  if (threadIdx.x == 0) out[blockIdx.y * PARTS + blockIdx.x] = a;
+}
+
+__global__ void draw_kernel(int32_t *id, const best *part) {
+  fm_wait();
+  best a = warp_best(part[blockIdx.x * PARTS + threadIdx.x % PARTS]);
+  if (threadIdx.x == 0) id[blockIdx.x] = a.id == INT32_MAX ? 0 : a.id;
 }
 
 fm_status fm_cuda_draw(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n, int64_t vocab_size,
                        int64_t n_valid) {
   const void *rules;
+  best *part;
   if (n == 0) return FM_OK;
   TRY(fm_cuda_staged(c, &rules, rule, n * (int64_t)sizeof *rule));
-  fm_launch(c, draw_kernel, (unsigned)n, 1024, 0, id, logits, (const fm_draw_rule *)rules, vocab_size, (int32_t)n_valid);
+  TRY(fm_cuda_take_n(c, &part, n * PARTS));
+  fm_launch(c, draw_part_kernel, dim3(PARTS, (unsigned)n), 512, 0, part, logits, (const fm_draw_rule *)rules, vocab_size, (int32_t)n_valid);
+  fm_launch(c, draw_kernel, (unsigned)n, 32, 0, id, (const best *)part);
   return fm_cuda_launched(c, "draw");
 }

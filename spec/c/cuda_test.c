@@ -111,7 +111,7 @@ static void drop_weight(weight *w) { free((void *)(uintptr_t)w->host.data), free
 typedef struct product { int64_t n, rows, cols; fm_dtype t; bool norm, gate, add, bias; } product;
 
 static double run_product(const product *p, bool generated, bool *alone) {
-  int64_t ld = p->cols + (p->cols % 4 ? 1 : 4), ldo = p->rows + 2;
+  int64_t ld = p->cols + (p->cols % 4 ? 1 : 4), ldo = p->rows % 8 ? p->rows + 2 : p->rows + 4;
   weight w = new_weight(p->rows, p->cols, p->t);
   float *x = floats(p->n * ld), *u = floats(p->n * ld), *nw = floats(p->cols), *b = floats(p->rows);
   float *out = floats(p->n * ldo), *start = p->add ? out : poison(p->n * ldo);
