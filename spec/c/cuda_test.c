@@ -412,7 +412,9 @@ static void test_experts(void) {
     { "experts bf16, odd sizes", 13, 7, 3, 45, 33, 21, FM_BF16, FM_BF16, 0 },
     { "experts f8, one row", 1, 64, 6, 512, 384, 768, FM_F8_E4M3, FM_F8_E4M3, 0 },
     { "experts f8, 40 rows", 40, 32, 6, 512, 384, 768, FM_F8_E4M3, FM_F8_E4M3, 0 },
-    { "experts f8, 600 rows", 600, 16, 4, 256, 128, 0, FM_F8_E4M3, FM_F8_E4M3, 0 } };
+    { "experts f8, 600 rows", 600, 16, 4, 256, 128, 0, FM_F8_E4M3, FM_F8_E4M3, 0 },
+    { "experts f8, 300 rows, wide", 300, 8, 3, 1024, 640, 256, FM_F8_E4M3, FM_F8_E4M3, 0 },
+    { "experts bf16, 300 rows, wide", 300, 8, 3, 1024, 648, 264, FM_BF16, FM_BF16, 0 } };
   for (int role = 0; role < 2; role++)
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
       bool alone = true;
