@@ -10,6 +10,7 @@
 #include <math.h>
 
 #include "skinny.cuh"
+#include "sm90/prompt.cuh"
 
 /* ---- cuts: where the keys of any sequence are divided. A function of the key's index alone, so that a row's sum has one
    order whoever runs beside it. 64 wide up to 512, 128 to 1024, 256 to 2048, 512 to 4096, then 1024. ---- */
@@ -794,13 +795,26 @@ template <int NOPE, int ROPE, int V> __global__ void __launch_bounds__(128) prom
   }
 }
 
-/* Latent parts of keys 0 .. n-1 side by side. */
-__global__ void latent_kernel(bf16 *to, attn a, int span) {
+/* Rows of keys 0 .. n-1 side by side: latent parts, and rotary parts. Keys that nobody sees may hold anything: they become 0. */
+__global__ void latent_kernel(bf16 *to, bf16 *pe, attn a, int span) {
   fm_wait();
   const fm_span &s = a.s.span[span];
   const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta);
   const uint4 *row = (const uint4 *)fm_cache_row(a.k, pages, blockIdx.x);
-  for (int i = threadIdx.x; i < a.rank / 8; i += blockDim.x) ((uint4 *)(to + blockIdx.x * (int64_t)a.rank))[i] = row[i];
+  bool seen = blockIdx.x >= s.first_key;
+  for (int i = threadIdx.x; i < a.width / 8; i += blockDim.x) {
+    uint4 v = { 0, 0, 0, 0 };
+    if (seen) v = row[i];
+    if (i < a.rank / 8) ((uint4 *)(to + blockIdx.x * (int64_t)a.rank))[i] = v;
+    else ((uint4 *)(pe + blockIdx.x * (int64_t)a.rope))[i - a.rank / 8] = v;
+  }
+}
+
+/* Queries of a span in bf16, (n, heads * qk). */
+__global__ void queries_kernel(bf16 *to, attn a, int span, int ld) {
+  fm_wait();
+  const float *q = a.q + (a.s.span[span].row + blockIdx.x) * a.ldq;
+  for (int i = threadIdx.x; i < ld; i += blockDim.x) to[blockIdx.x * (int64_t)ld + i] = __float2bfloat16_rn(q[i]);
 }
 
 constexpr int64_t EXPANDED = 256 << 20;  /* bytes of keys and values made at a time */
@@ -810,11 +824,18 @@ template <int NOPE, int ROPE, int V> static fm_status prompt_span(fm_ctx *c, con
   int64_t keys = s->index + s->n, each = NOPE + V, used = c->slab_used;
   int group = (int)(EXPANDED / (keys * each * 2));
   group = group < 1 ? 1 : group > x->heads ? x->heads : group;
-  bf16 *latent, *kx;
+  bf16 *latent, *kx, *pe, *qb = NULL;
+  bool hopper = NOPE == 128 && ROPE == 64 && V == 128 && fm_prompt_can(c);
+  int64_t ldq = x->heads * (int64_t)(NOPE + ROPE);
   using shared = prompt_shared<NOPE, ROPE, V>;
   TRY(fm_cuda_take_n(c, &latent, keys * x->rank));
   TRY(fm_cuda_take_n(c, &kx, keys * each * group));
-  fm_launch(c, latent_kernel, (unsigned)keys, 64, 0, latent, *x, (int)span);
+  TRY(fm_cuda_take_n(c, &pe, keys * ROPE));
+  fm_launch(c, latent_kernel, (unsigned)keys, 96, 0, latent, pe, *x, (int)span);
+  if (hopper) {
+    TRY(fm_cuda_take_n(c, &qb, s->n * ldq));
+    fm_launch(c, queries_kernel, (unsigned)s->n, 256, 0, qb, *x, (int)span, (int)ldq);
+  }
   cudaFuncSetAttribute(prompt_kernel<NOPE, ROPE, V>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(shared));
   for (int h = 0; h < x->heads; h += group) {
     int n = x->heads - h < group ? x->heads - h : group;
@@ -823,6 +844,12 @@ template <int NOPE, int ROPE, int V> static fm_status prompt_span(fm_ctx *c, con
     w.data = (const char *)w.data + h * each * w.cols * (w.dtype == FM_F8_E4M3 ? 1 : 2);
     if (w.scale) w.scale += h * each / 128 * ((w.cols + 127) / 128);
     TRY(fm_cuda_gemm(c, &w, latent, x->rank, kx, n * each, true, NULL, keys, false));
+    if (hopper) {
+      fm_prompt p = { qb + h * (int64_t)(NOPE + ROPE), ldq, kx, n * each, pe, x->out + s->row * x->ldo + h * (int64_t)V, x->ldo,
+                      s->n, keys, s->index, s->first_key, n, x->scale };
+      TRY(fm_prompt_run(c, &p));
+      continue;
+    }
     prompt_job j = { *x, kx, n * each, h, n, (int)span, (s->n + 63) / 64 };
     fm_launch(c, prompt_kernel<NOPE, ROPE, V>, dim3((unsigned)j.blocks, (unsigned)n), 128, sizeof(shared), j);
   }

@@ -85,6 +85,40 @@ template <int T> __global__ void __launch_bounds__(256) exact_kernel(plain_job j
   }
 }
 
+/* The same for prompts: 64 weight rows by 16 tokens a block, steps of 32 along K in shared memory; a thread makes four rows. */
+__global__ void __launch_bounds__(256) exact_many_kernel(plain_job j) {
+  __shared__ float w[32][64 + 1], x[32][16 + 1], inv[16];
+  int tid = threadIdx.x, token = tid / 16, lane = tid % 16, row = tid % 16, mine = tid / 16;
+  int64_t r0 = blockIdx.x * (int64_t)64, i0 = blockIdx.y * (int64_t)16, k = j.w.cols;
+  float sum[4] = {}, square = 0;
+  fm_wait();
+  for (int64_t k0 = 0; k0 < k; k0 += 32) {
+    for (int i = tid; i < 64 * 32; i += 256)
+      w[i % 32][i / 32] = r0 + i / 32 < j.w.rows ? ((const float *)j.w.data)[(r0 + i / 32) * k + k0 + i % 32] : 0.0f;
+    for (int i = 0; i < 2; i++) {
+      int64_t at = k0 + lane * 2 + i;
+      float v = i0 + token < j.n ? j.x[(i0 + token) * j.ldx + at] : 0.0f;
+      square = fmaf(v, v, square);
+      x[lane * 2 + i][token] = j.norm ? v * j.norm[at] : v;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 32; i++) {
+      float v = x[i][mine];
+#pragma unroll
+      for (int e = 0; e < 4; e++) sum[e] = fmaf(w[i][row + e * 16], v, sum[e]);
+    }
+    __syncthreads();
+  }
+  for (int o = 8; o; o >>= 1) square += __shfl_xor_sync(~0u, square, o);
+  if (lane == 0) inv[token] = j.norm ? rsqrtf(square / (float)k + j.eps) : 1.0f;
+  __syncthreads();
+  if (i0 + mine >= j.n) return;
+#pragma unroll
+  for (int e = 0; e < 4; e++)
+    if (r0 + row + e * 16 < j.w.rows) j.out[(i0 + mine) * j.ldo + r0 + row + e * 16] = sum[e] * inv[mine];
+}
+
 static bool whole_vectors(const fm_mm *m) {
   return m->w->dtype == FM_F32 && m->w->cols % 128 == 0 && m->ldx % 4 == 0 && !m->up && !m->bias && !m->add &&
          ((uintptr_t)m->x | (uintptr_t)m->w->data | (uintptr_t)m->norm) % 16 == 0;
@@ -96,7 +130,9 @@ static fm_status plain(fm_ctx *c, const fm_mm *m) {
     int64_t n = m->n - i < 4 * 65535 ? m->n - i : 4 * 65535;
     j.x = m->x + i * m->ldx, j.up = m->up ? m->up + i * m->ldx : NULL, j.out = m->out + i * m->ldo, j.n = n;
     unsigned rows = (unsigned)((m->w->rows + 7) / 8);
-    if (whole_vectors(m) && n == 1) fm_launch(c, exact_kernel<1>, rows, 256, 0, j);
+    if (whole_vectors(m) && !c->generated)
+      fm_launch(c, exact_many_kernel, dim3((unsigned)((m->w->rows + 63) / 64), (unsigned)((n + 15) / 16)), 256, 0, j);
+    else if (whole_vectors(m) && n == 1) fm_launch(c, exact_kernel<1>, rows, 256, 0, j);
     else if (whole_vectors(m)) fm_launch(c, exact_kernel<4>, dim3(rows, (unsigned)((n + 3) / 4)), 256, 0, j);
     else fm_launch(c, plain_kernel, dim3((unsigned)((m->w->rows + 7) / 8), (unsigned)((n + 3) / 4)), 256, 0, j);
   }

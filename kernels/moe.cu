@@ -771,9 +771,9 @@ fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *
   step = step < 1 ? 1 : step > 60000 / k ? 60000 / k : step;
   bool skinny = all_skinny(c, e);
   int64_t used = c->slab_used;
-  if (n == 1 && skinny && k <= MOST_SLOTS && (uintptr_t)x % 16 == 0)
-    return one_row(c, out, x, topk_id, topk_weight, e, &gate, &up, &down);
   fm_grouped g[2];
+  if (n == 1 && skinny && k <= MOST_SLOTS && (uintptr_t)x % 16 == 0 && !plan_grouped(c, g, e, &gate, &up, &down, n))
+    return one_row(c, out, x, topk_id, topk_weight, e, &gate, &up, &down);
   for (int64_t i = 0; i < n; i += step) {
     int64_t rows = n - i < step ? n - i : step;
     if (skinny && plan_grouped(c, g, e, &gate, &up, &down, rows))

@@ -304,7 +304,7 @@ static void test_attention(void) {
   static const sizes lite = { 16, 0, 128, 64, 128, 512 }, v3 = { 128, 0, 128, 64, 128, 512 }, pocket = { 8, 0, 32, 16, 32, 128 };
   static const sizes odd = { 5, 0, 13, 6, 11, 37 }, gqa = { 12, 2, 128, 0, 0, 0 }, small = { 6, 3, 17, 0, 0, 0 };
   static const int64_t batch[][3] = { { 0, 1, 0 }, { 5, 1, 0 }, { 63, 1, 0 }, { 64, 2, 0 }, { 511, 3, 0 }, { 700, 8, 0 }, { 1500, 4, 1 }, { 200, 1, 130 } };
-  static const int64_t prompts[][3] = { { 0, 200, 0 }, { 130, 70, 0 }, { 1, 65, 1 }, { 300, 100, 70 } };
+  static const int64_t prompts[][3] = { { 0, 200, 0 }, { 130, 70, 0 }, { 1, 65, 1 }, { 300, 100, 70 }, { 0, 600, 0 } };
   static const int64_t little[][3] = { { 0, 7, 0 }, { 60, 9, 0 } };
   struct { const char *name; fm_status (*fn)(fm_ctx *, const fm_attn *); const sizes *z; fm_dtype kt, cache, arithmetic; const int64_t (*at)[3]; int64_t n; } cases[] = {
     { "mla_decode f32, odd sizes", fm_op_mla_decode, &odd, FM_F32, FM_F32, FM_F32, batch, 8 },
@@ -315,8 +315,8 @@ static void test_attention(void) {
     { "mla_decode bf16, V2-Lite's sizes", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16, batch, 8 },
     { "mla_decode bf16, V2-Lite's sizes, f8", fm_op_mla_decode, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, batch, 7 },
     { "mla_decode bf16, V3's sizes", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16, little, 2 },
-    { "mla_prompt bf16, V2-Lite's sizes", fm_op_mla_prompt, &lite, FM_BF16, FM_BF16, FM_BF16, prompts, 4 },
-    { "mla_prompt bf16, V2-Lite's sizes, f8", fm_op_mla_prompt, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, prompts, 4 } };
+    { "mla_prompt bf16, V2-Lite's sizes", fm_op_mla_prompt, &lite, FM_BF16, FM_BF16, FM_BF16, prompts, 5 },
+    { "mla_prompt bf16, V2-Lite's sizes, f8", fm_op_mla_prompt, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, prompts, 5 } };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     bool alone = true;
     gpu.arithmetic = cases[i].arithmetic;
