@@ -9,41 +9,10 @@
 */
 #include <math.h>
 
+#include "attention.cuh"
 #include "skinny.cuh"
+#include "sm90/mla.cuh"
 #include "sm90/prompt.cuh"
-
-/* ---- cuts: where the keys of any sequence are divided. A function of the key's index alone, so that a row's sum has one
-   order whoever runs beside it. 64 wide up to 512, 128 to 1024, 256 to 2048, 512 to 4096, then 1024. ---- */
-
-__host__ __device__ __forceinline__ int cut_of(int64_t j) {
-  if (j < 512) return (int)(j >> 6);
-  if (j < 1024) return 4 + (int)(j >> 7);
-  if (j < 2048) return 8 + (int)(j >> 8);
-  if (j < 4096) return 12 + (int)(j >> 9);
-  return 16 + (int)(j >> 10);
-}
-__host__ __device__ __forceinline__ int64_t cut_begin(int s) {
-  if (s < 8) return (int64_t)s << 6;
-  if (s < 12) return (int64_t)(s - 4) << 7;
-  if (s < 16) return (int64_t)(s - 8) << 8;
-  if (s < 20) return (int64_t)(s - 12) << 9;
-  return (int64_t)(s - 16) << 10;
-}
-
-/* Shared by the kernels of one call. rows: n of them, whichever spans they are in. */
-struct attn {
-  fm_dcache k;
-  fm_dspans s;
-  const float *q; int64_t ldq;
-  float *out; int64_t ldo;
-  int heads, nope, rope, v, rank, width; /* width: of a query in the latent space, rank + rope */
-  float scale;
-  fm_dmat kv_b;
-  float *qa32; bf16 *qa16;               /* (n, heads, width): absorbed queries, in one of the two */
-  float *part, *part_ms;                 /* (n * heads, cuts, rank), (n * heads, cuts, 2): sums, maximum and sum of weights */
-  int cuts;                              /* room for */
-  int64_t row0; int n;                   /* rows row0 .. row0 + n - 1; the arrays above begin with row0 */
-};
 
 __device__ const fm_span *span_of(const fm_dspans &s, int64_t row) {
   __shared__ const fm_span *found;
@@ -340,7 +309,6 @@ __global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
 constexpr int MLA_WIDTH = 576, MLA_RANK = 512, PITCH = MLA_WIDTH + 8, PP = 64 + 8;   /* +8: rows start in different banks */
 
 struct mla_shared {
-  uint64_t full[2];                      /* barriers: the page has come */
   bf16 page[2][64 * PITCH];
   bf16 q[16 * PITCH];
   bf16 p[16 * PP];
@@ -363,40 +331,12 @@ __device__ __forceinline__ void matrix4_turned(uint32_t (&r)[4], const void *p) 
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem_at(p)));
 }
 
-/* A page's rows to shared memory: by the copy engine, a row a lane of the first two warps' worth, where there is one. */
 __device__ __forceinline__ void fetch_page(mla_shared &sm, int buf, const char *from) {
-#if __CUDA_ARCH__ >= 900
-  if (threadIdx.x >= 32) return;
-  uint32_t bar = smem_at(&sm.full[buf]);
-  if (threadIdx.x == 0)
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" :: "r"(bar), "r"(64 * MLA_WIDTH * 2) : "memory");
-  __syncwarp();
-#pragma unroll
-  for (int j = threadIdx.x; j < 64; j += 32)
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
-                 :: "r"(smem_at(sm.page[buf] + j * PITCH)), "l"(from + j * MLA_WIDTH * 2), "r"(MLA_WIDTH * 2), "r"(bar) : "memory");
-#else
   for (int i = threadIdx.x; i < 64 * (MLA_WIDTH / 8); i += 256) {
     int j = i / (MLA_WIDTH / 8), d = i % (MLA_WIDTH / 8) * 8;
     copy16(sm.page[buf] + j * PITCH + d, from + (j * MLA_WIDTH + d) * 2);
   }
   copy_commit();
-#endif
-}
-
-/* Until the page fetched last but `behind` has come; phase: which use of the buffer it is. */
-__device__ __forceinline__ void await_page(mla_shared &sm, int buf, uint32_t phase, int behind) {
-#if __CUDA_ARCH__ >= 900
-  uint32_t bar = smem_at(&sm.full[buf]), done = 0;
-  (void)behind;
-  while (!done)
-    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done) : "r"(bar), "r"(phase) : "memory");
-#else
-  if (behind) copy_wait<1>();
-  else copy_wait<0>();
-  __syncthreads();
-#endif
 }
 
 /* Item `item` of the call: which span, which 16 of its (row, head) pairs, which cut. False behind the last. */
@@ -414,7 +354,7 @@ __device__ bool find_item(const attn &a, int64_t item, int *span, int *tile, int
   return false;
 }
 
-__device__ void mla_item(mla_shared &sm, const attn &a, const fm_span s, int tile, int cut, uint32_t &fetched) {
+__device__ void mla_item(mla_shared &sm, const attn &a, const fm_span s, int tile, int cut) {
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
   int64_t pairs = s.n * a.heads, first = tile * (int64_t)16, begin = cut_begin(cut), end = cut_begin(cut + 1);
   int64_t seen = s.index + (min(first + 15, pairs - 1)) / a.heads + 1;      // keys that the last query of the tile sees
@@ -433,15 +373,17 @@ __device__ void mla_item(mla_shared &sm, const attn &a, const fm_span s, int til
   int last0 = first + g < pairs ? (int)(s.index + (int)(first + g) / a.heads - begin) : -1;
   int last1 = first + g + 8 < pairs ? (int)(s.index + (int)(first + g + 8) / a.heads - begin) : -1;
   int from = (int)(s.first_key - begin), until = (int)(end - begin);
-  uint32_t use = fetched;                // pages fetched so far: their buffer and the barrier's phase follow from it
-  fetched += n_pages > 0 ? n_pages : 0;
-  if (n_pages > 0) fetch_page(sm, use & 1, fm_cache_row(a.k, pages, begin));
-  __syncthreads();                       // the queries are there
-  for (int i = 0; i < n_pages; i++, use++) {
+  if (n_pages > 0) fetch_page(sm, 0, fm_cache_row(a.k, pages, begin));
+  for (int i = 0; i < n_pages; i++) {
     int j0 = i * 64;
-    if (i + 1 < n_pages) fetch_page(sm, (use + 1) & 1, fm_cache_row(a.k, pages, begin + j0 + 64));
-    await_page(sm, use & 1, use >> 1 & 1, i + 1 < n_pages);
-    bf16 *page = sm.page[use & 1];
+    if (i + 1 < n_pages) {
+      fetch_page(sm, (i + 1) & 1, fm_cache_row(a.k, pages, begin + j0 + 64));
+      copy_wait<1>();
+    } else {
+      copy_wait<0>();
+    }
+    __syncthreads();
+    bf16 *page = sm.page[i & 1];
     float sc[2][4] = {};                 // two chains hide the latency of one
 #pragma unroll 6
     for (int d = 0; d < MLA_WIDTH; d += 32) {
@@ -518,16 +460,10 @@ __global__ void __launch_bounds__(256, 1) mla_part_kernel(attn a) {
   extern __shared__ __align__(16) char raw[];
   mla_shared &sm = *(mla_shared *)raw;
   int span, tile, cut;
-  uint32_t fetched = 0;
-#if __CUDA_ARCH__ >= 900
-  if (threadIdx.x < 2) asm volatile("mbarrier.init.shared.b64 [%0], 1;" :: "r"(smem_at(&sm.full[threadIdx.x])) : "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-#endif
-  __syncthreads();
   fm_go_on();
   fm_wait();
   for (int64_t item = blockIdx.x; find_item(a, item, &span, &tile, &cut); item += gridDim.x)
-    mla_item(sm, a, a.s.span[span], tile, cut, fetched);
+    mla_item(sm, a, a.s.span[span], tile, cut);
 }
 
 /* ---- launching ---- */
@@ -603,8 +539,12 @@ static fm_status fast_rows(fm_ctx *c, attn *x) {
   TRY(take_parts(c, x, x->rank));
   if (f8) absorb_and_combine<1>(c, x, false);
   else absorb_and_combine<0>(c, x, false);
-  cudaFuncSetAttribute(mla_part_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(mla_shared));
-  fm_launch(c, mla_part_kernel, (unsigned)fm_cuda_of(c)->n_sm, 256, sizeof(mla_shared), *x);
+  if (fm_mla_can(c)) {
+    TRY(fm_mla_run(c, x));
+  } else {
+    cudaFuncSetAttribute(mla_part_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(mla_shared));
+    fm_launch(c, mla_part_kernel, (unsigned)fm_cuda_of(c)->n_sm, 256, sizeof(mla_shared), *x);
+  }
   if (f8) absorb_and_combine<1>(c, x, true);
   else absorb_and_combine<0>(c, x, true);
   return fm_cuda_launched(c, "mla_decode");

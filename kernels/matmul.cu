@@ -85,38 +85,49 @@ template <int T> __global__ void __launch_bounds__(256) exact_kernel(plain_job j
   }
 }
 
-/* The same for prompts: 64 weight rows by 16 tokens a block, steps of 32 along K in shared memory; a thread makes four rows. */
+/* The same for prompts: 64 weight rows by 32 tokens a block, steps of 32 along K in shared memory; a thread makes 4 x 2. */
 __global__ void __launch_bounds__(256) exact_many_kernel(plain_job j) {
-  __shared__ float w[32][64 + 1], x[32][16 + 1], inv[16];
-  int tid = threadIdx.x, token = tid / 16, lane = tid % 16, row = tid % 16, mine = tid / 16;
-  int64_t r0 = blockIdx.x * (int64_t)64, i0 = blockIdx.y * (int64_t)16, k = j.w.cols;
-  float sum[4] = {}, square = 0;
+  __shared__ __align__(16) float w[32][64 + 4], x[32][32 + 2], inv[32];
+  int tid = threadIdx.x, row = tid % 16 * 4, mine = tid / 16 * 2, token = tid / 8, lane = tid % 8;
+  int64_t r0 = blockIdx.x * (int64_t)64, i0 = blockIdx.y * (int64_t)32, k = j.w.cols;
+  float sum[2][4] = {}, square = 0;
+  const float4 zero = { 0, 0, 0, 0 };
   fm_wait();
   for (int64_t k0 = 0; k0 < k; k0 += 32) {
-    for (int i = tid; i < 64 * 32; i += 256)
-      w[i % 32][i / 32] = r0 + i / 32 < j.w.rows ? ((const float *)j.w.data)[(r0 + i / 32) * k + k0 + i % 32] : 0.0f;
-    for (int i = 0; i < 2; i++) {
-      int64_t at = k0 + lane * 2 + i;
-      float v = i0 + token < j.n ? j.x[(i0 + token) * j.ldx + at] : 0.0f;
-      square = fmaf(v, v, square);
-      x[lane * 2 + i][token] = j.norm ? v * j.norm[at] : v;
+    for (int i = tid; i < 64 * 8; i += 256) {
+      float4 v = r0 + i / 8 < j.w.rows ? *(const float4 *)((const float *)j.w.data + (r0 + i / 8) * k + k0 + i % 8 * 4) : zero;
+      w[i % 8 * 4][i / 8] = v.x, w[i % 8 * 4 + 1][i / 8] = v.y, w[i % 8 * 4 + 2][i / 8] = v.z, w[i % 8 * 4 + 3][i / 8] = v.w;
     }
+    float4 v = i0 + token < j.n ? *(const float4 *)(j.x + (i0 + token) * j.ldx + k0 + lane * 4) : zero;
+    square = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, square))));
+    if (j.norm) {
+      float4 u = *(const float4 *)(j.norm + k0 + lane * 4);
+      v = { v.x * u.x, v.y * u.y, v.z * u.z, v.w * u.w };
+    }
+    x[lane * 4][token] = v.x, x[lane * 4 + 1][token] = v.y, x[lane * 4 + 2][token] = v.z, x[lane * 4 + 3][token] = v.w;
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < 32; i++) {
-      float v = x[i][mine];
+      float4 a = *(const float4 *)&w[i][row];
+      float2 b = *(const float2 *)&x[i][mine];
 #pragma unroll
-      for (int e = 0; e < 4; e++) sum[e] = fmaf(w[i][row + e * 16], v, sum[e]);
+      for (int t = 0; t < 2; t++) {
+        float f = t ? b.y : b.x;
+        sum[t][0] = fmaf(a.x, f, sum[t][0]), sum[t][1] = fmaf(a.y, f, sum[t][1]);
+        sum[t][2] = fmaf(a.z, f, sum[t][2]), sum[t][3] = fmaf(a.w, f, sum[t][3]);
+      }
     }
     __syncthreads();
   }
-  for (int o = 8; o; o >>= 1) square += __shfl_xor_sync(~0u, square, o);
+  for (int o = 4; o; o >>= 1) square += __shfl_xor_sync(~0u, square, o);
   if (lane == 0) inv[token] = j.norm ? rsqrtf(square / (float)k + j.eps) : 1.0f;
   __syncthreads();
-  if (i0 + mine >= j.n) return;
 #pragma unroll
-  for (int e = 0; e < 4; e++)
-    if (r0 + row + e * 16 < j.w.rows) j.out[(i0 + mine) * j.ldo + r0 + row + e * 16] = sum[e] * inv[mine];
+  for (int t = 0; t < 2; t++)
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      if (i0 + mine + t < j.n && r0 + row + e < j.w.rows)
+        j.out[(i0 + mine + t) * j.ldo + r0 + row + e] = sum[t][e] * inv[mine + t];
 }
 
 static bool whole_vectors(const fm_mm *m) {
@@ -131,7 +142,7 @@ static fm_status plain(fm_ctx *c, const fm_mm *m) {
     j.x = m->x + i * m->ldx, j.up = m->up ? m->up + i * m->ldx : NULL, j.out = m->out + i * m->ldo, j.n = n;
     unsigned rows = (unsigned)((m->w->rows + 7) / 8);
     if (whole_vectors(m) && !c->generated)
-      fm_launch(c, exact_many_kernel, dim3((unsigned)((m->w->rows + 63) / 64), (unsigned)((n + 15) / 16)), 256, 0, j);
+      fm_launch(c, exact_many_kernel, dim3((unsigned)((m->w->rows + 63) / 64), (unsigned)((n + 31) / 32)), 256, 0, j);
     else if (whole_vectors(m) && n == 1) fm_launch(c, exact_kernel<1>, rows, 256, 0, j);
     else if (whole_vectors(m)) fm_launch(c, exact_kernel<4>, dim3(rows, (unsigned)((n + 3) / 4)), 256, 0, j);
     else fm_launch(c, plain_kernel, dim3((unsigned)((m->w->rows + 7) / 8), (unsigned)((n + 3) / 4)), 256, 0, j);
