@@ -28,7 +28,7 @@ export LUA_PATH  = lua/?.lua;lua/?/init.lua;;
 export LUA_CPATH = $(BUILD)/?.so;;
 export FATHOM_BUILD = $(BUILD)
 
-.PHONY: all demo test lint asan tsan memcheck fuzz bench format install rock clean help deps
+.PHONY: all demo test lint asan tsan memcheck fuzz bench bench-gpu format install rock clean help deps
 all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(if $(filter 1,$(CUDA)),$(BUILD)/fathom_cuda.so)   ## build the module and the libraries (default)
 
 $(BUILD)/obj/%.o: csrc/%.c
@@ -62,6 +62,8 @@ $(BUILD)/generate: examples/host_c/generate.c $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/roofline $(BUILD)/gpu: $(BUILD)/%: examples/bench/%.c examples/bench/v2lite.h $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+$(BUILD)/grouped: examples/bench/grouped.cu $(KERNELS) $(BUILD)/obj/base/status.o
+	$(NVCC) -std=c++20 -O2 $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Icsrc -Ikernels -cudart static -o $@ $^ -ldl
 $(BUILD)/data/tokenizers/%/tokenizer.json: spec/data/tokenizers/%/tokenizer.json.xz
 	@mkdir -p $(@D)
 	xz -dc $< > $@.part && mv $@.part $@
@@ -104,6 +106,11 @@ bench: all $(BUILD)/roofline   ## speed beside what this machine can do
 	$(BUILD)/roofline f8
 	$(LUA) lua/bin/fathom bench
 	$(LUA) examples/bench/pocket_tasks.lua
+bench-gpu: all $(BUILD)/gpu $(BUILD)/grouped   ## one GPU: kernels beside its own ceilings, the whole model, transformers
+	$(BUILD)/gpu bf16
+	$(BUILD)/gpu f8
+	$(BUILD)/grouped
+	@python3 -c 'import torch, transformers' 2>/dev/null && python3 examples/bench/peer.py || echo "no transformers here: the peer is left out"
 format:                    ## clang-format over the C files
 	clang-format -i csrc/*/*.[ch] csrc/*.h spec/c/*.c
 install: all               ## to PREFIX: module, Lua files, command, libraries, header, pocket
@@ -124,4 +131,4 @@ rock:                      # what LuaRocks calls after building
 clean:                     ## remove the build
 	rm -rf $(BUILD)
 help:                      ## this list
-	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## */\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 12

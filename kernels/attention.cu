@@ -246,16 +246,22 @@ template <int R> __global__ void __launch_bounds__(256) combine_kernel(attn a) {
   }
 }
 
-/* The same for rank 512, W_UV bf16 or f8: weights are asked for before the kernel ahead has ended. */
-template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_kernel(attn a) {
-  extern __shared__ float lat[];
-  int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int64_t row0 = blockIdx.z * (int64_t)R, r0 = (int64_t)h * (a.nope + a.v) + a.nope + blockIdx.y * 32 + warp * 4;
-  uint4 w[4][2];
+/* The same for rank 512, W_UV bf16 or f8. The first 32 values' weights are asked for before the kernel ahead has ended; a block
+   makes a.v / gridDim.y values: all of them, unless a single row would leave the device idle. */
+template <int F8> __device__ __forceinline__ void ask_values(uint4 (&w)[4][2], const attn &a, int64_t r0) {
 #pragma unroll
   for (int d = 0; d < 4; d++)
 #pragma unroll
-    for (int x = 0; x < 2; x++) w[d][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + d) * 512 + x * 256 + lane * 8) * (F8 ? 1 : 2));
+    for (int x = 0; x < 2; x++)
+      w[d][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + d) * 512 + x * 256 + (threadIdx.x & 31) * 8) * (F8 ? 1 : 2));
+}
+
+template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_kernel(attn a) {
+  extern __shared__ float lat[];
+  int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = a.v / gridDim.y, v0 = blockIdx.y * each + warp * 4;
+  int64_t row0 = blockIdx.z * (int64_t)R, r0 = (int64_t)h * (a.nope + a.v) + a.nope + v0;
+  uint4 w[4][2];
+  ask_values<F8>(w, a, r0);
   fm_go_on();
   fm_wait();
   int rows = a.n - row0 < R ? (int)(a.n - row0) : R;
@@ -266,25 +272,34 @@ template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_ker
     combine_one(lat + i * 512, lat + R * 512, a, s, a.row0 + row0 + i, h, 512);
   }
   __syncthreads();
+  for (int v = 0; v < each; v += 32) {
 #pragma unroll
-  for (int d = 0; d < 4; d++) {
-    float f[2][8];
+    for (int d = 0; d < 4; d++) {
+      float f[2][8], sum[R] = {};
 #pragma unroll
-    for (int x = 0; x < 2; x++) {
-      fm_eight<F8>(f[x], w[d][x]);
-      float scale = F8 ? a.kv_b.scale[(r0 + d) / 128 * a.kv_b.across + (x * 256 + lane * 8) / 128] : 1.0f;
+      for (int x = 0; x < 2; x++) {
+        fm_eight<F8>(f[x], w[d][x]);
+        float scale = F8 ? a.kv_b.scale[(r0 + v + d) / 128 * a.kv_b.across + (x * 256 + lane * 8) / 128] : 1.0f;
 #pragma unroll
-      for (int i = 0; i < 8; i++) f[x][i] *= scale;
+        for (int i = 0; i < 8; i++) f[x][i] *= scale;
+      }
+#pragma unroll
+      for (int t = 0; t < R; t++) {
+#pragma unroll
+        for (int x = 0; x < 2; x++) {
+          const float4 *l = (const float4 *)(lat + t * 512 + x * 256 + lane * 8);
+          float4 p = l[0], q = l[1];
+          sum[t] = fmaf(f[x][3], p.w, fmaf(f[x][2], p.z, fmaf(f[x][1], p.y, fmaf(f[x][0], p.x, sum[t]))));
+          sum[t] = fmaf(f[x][7], q.w, fmaf(f[x][6], q.z, fmaf(f[x][5], q.y, fmaf(f[x][4], q.x, sum[t]))));
+        }
+      }
+#pragma unroll
+      for (int t = 0; t < R; t++) {
+        float out = fm_warp_sum(sum[t]);
+        if (lane == 0 && (here >> t & 1)) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + v0 + v + d] = out;
+      }
     }
-    for (int t = 0; t < rows; t++) {
-      float v = 0;
-#pragma unroll
-      for (int x = 0; x < 2; x++)
-#pragma unroll
-        for (int i = 0; i < 8; i++) v = fmaf(f[x][i], lat[t * 512 + x * 256 + lane * 8 + i], v);
-      v = fm_warp_sum(v);
-      if (lane == 0 && (here >> t & 1)) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + blockIdx.y * 32 + warp * 4 + d] = v;
-    }
+    if (v + 32 < each) ask_values<F8>(w, a, r0 + v + 32);
   }
 }
 
@@ -525,7 +540,7 @@ static int64_t window_of(const attn *x, int64_t dim) {
 template <int F8> static void absorb_and_combine(fm_ctx *c, const attn *x, bool combine) {
   int r = x->n == 1 ? 1 : 4;
   unsigned groups = (unsigned)((x->n + r - 1) / r);
-  dim3 ga((unsigned)x->heads, (unsigned)(x->rank / 128 + 1), groups), gc((unsigned)x->heads, (unsigned)(x->v / 32), groups);
+  dim3 ga((unsigned)x->heads, (unsigned)(x->rank / 128 + 1), groups), gc((unsigned)x->heads, r == 1 ? (unsigned)(x->v / 32) : 1, groups);
   size_t shared = (r * 512 + x->cuts) * sizeof(float);
   if (!combine && r == 1) fm_launch(c, absorb_fast_kernel<F8, 1>, ga, 256, 0, *x);
   else if (!combine) fm_launch(c, absorb_fast_kernel<F8, 4>, ga, 256, 0, *x);

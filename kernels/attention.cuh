@@ -7,19 +7,17 @@
 #include "cuda.cuh"
 
 /* ---- cuts: where the keys of any sequence are divided. A function of the key's index alone, so that a row's sum has one
-   order whoever runs beside it. 64 wide up to 512, 128 to 1024, 256 to 2048, then 512. ---- */
+   order whoever runs beside it. 128 wide up to 1024, 256 to 2048, then 512. ---- */
 
 __host__ __device__ __forceinline__ int cut_of(int64_t j) {
-  if (j < 512) return (int)(j >> 6);
-  if (j < 1024) return 4 + (int)(j >> 7);
-  if (j < 2048) return 8 + (int)(j >> 8);
-  return 12 + (int)(j >> 9);
+  if (j < 1024) return (int)(j >> 7);
+  if (j < 2048) return 4 + (int)(j >> 8);
+  return 8 + (int)(j >> 9);
 }
 __host__ __device__ __forceinline__ int64_t cut_begin(int s) {
-  if (s < 8) return (int64_t)s << 6;
-  if (s < 12) return (int64_t)(s - 4) << 7;
-  if (s < 16) return (int64_t)(s - 8) << 8;
-  return (int64_t)(s - 12) << 9;
+  if (s < 8) return (int64_t)s << 7;
+  if (s < 12) return (int64_t)(s - 4) << 8;
+  return (int64_t)(s - 8) << 9;
 }
 
 /* Shared by the kernels of one call. rows: n of them, whichever spans they are in. */

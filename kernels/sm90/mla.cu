@@ -74,8 +74,12 @@ __device__ void fetch(const attn &a, char *q, char *page, bars *b, const CUtenso
     const fm_span &s = a.s.span[it.span];
     const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta) + it.begin / FM_PAGE;
     bar_wait(&b->q_empty, (item & 1) ^ 1);
-    bar_expect(&b->q_full, PAGE);
-    for (int i = 0; i < 9; i++) box2(q + i * BOX, qm, &b->q_full, i * 64, (int)(s.row * a.heads + it.tile * 64));
+    int64_t left = s.n * a.heads - it.tile * (int64_t)64;
+    int sixteens = left < 64 ? (int)((left + 15) / 16) : 4;        // what stands behind the last pair is old, and not kept
+    bar_expect(&b->q_full, sixteens * PAGE / 4);
+    for (int x = 0; x < sixteens; x++)
+      for (int i = 0; i < 9; i++)
+        box2(q + i * BOX + x * 2048, qm, &b->q_full, i * 64, (int)((s.row - a.row0) * a.heads + it.tile * 64 + x * 16));
     for (int p = 0; p < it.pages; p++, turn++) {
       int st = turn & 1, number = pages[p];
       bar_wait(&b->empty[st], (turn >> 1 & 1) ^ 1);
@@ -199,7 +203,7 @@ bool fm_mla_can(fm_ctx *c) { return fm_cuda_of(c)->major == 9 && encoder(); }
 fm_status fm_mla_run(fm_ctx *c, const attn *x) {
   CUtensorMap qm, km;
   // how many pages there are is not known here; none is asked for that is not there
-  if (!make_map(&qm, false, x->qa16, 576, (int64_t)x->n * x->heads, 1152, 1, 0, 64) ||
+  if (!make_map(&qm, false, x->qa16, 576, (int64_t)x->n * x->heads, 1152, 1, 0, 16) ||
       !make_map(&km, false, x->k.base, 576, FM_PAGE, 1152, 1 << 24, x->k.page_stride, 64))
     return fm_fail(&c->err, FM_EDEVICE, "cuda: no tensor map for the cache");
   cudaFuncSetAttribute(mla_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)SHARED);
