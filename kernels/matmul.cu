@@ -161,75 +161,98 @@ struct skinny_item {
   float eps;
   int first, add;
 };
-struct skinny_list { skinny_item item[4]; int n; };
+struct skinny_list { skinny_item item[4]; int n, items; };
 
-template <int F8, int MT, int NT, bool F32X> __global__ void __launch_bounds__(256) skinny_kernel(const __grid_constant__ skinny_list list) {
-  extern __shared__ float red[];
-  __shared__ float inv[NT * 8];
-  int which = 0, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  while (which + 1 < list.n && (int)blockIdx.x >= list.item[which + 1].first) which++;
-  const skinny_item &j = list.item[which];
-  int64_t r0 = ((int)blockIdx.x - j.first) * (int64_t)(MT * 16), i0 = blockIdx.y * (int64_t)(NT * 8);
-  fm_wtile w[MT];
-#pragma unroll
-  for (int m = 0; m < MT; m++) w[m] = fm_wtile_at<F8>(j.w, r0 + m * 16, lane);
-  fm_skinny<F8, MT, NT> s;
-  s.begin(w, j.w.cols, warp, lane);
+/* Item -> product and its 16 rows. */
+template <int F8> struct dense_tiles {
+  const skinny_list &list;
+  int reps;
+  __device__ __forceinline__ const skinny_item *at(int item, int *r0) const {
+    int which = 0;
+    if (item >= list.items) return nullptr;
+    while (which + 1 < list.n && item >= list.item[which + 1].first) which++;
+    *r0 = (item - list.item[which].first) * 16;
+    return &list.item[which];
+  }
+  __device__ __forceinline__ bool operator()(int item, int, fm_tile *t) const {
+    int r0;
+    const skinny_item *j = at(item, &r0);
+    if (j) *t = fm_tile16<F8>(j->w, r0, reps);
+    return j != nullptr;
+  }
+};
+
+template <int F8, int NT, bool F32X> __global__ void __launch_bounds__(256, 1) skinny_kernel(const __grid_constant__ skinny_list list) {
+  extern __shared__ __align__(16) char shared[];
+  __shared__ float inv[4][8];            // of each product's rows, where x is normed here
+  using S = fm_stream<F8, NT>;
+  int n = (int)list.item[0].n, r0;
+  dense_tiles<F8> tile = { list, (n + NT * 8 - 1) / (NT * 8) };
+  S s;
+  s.begin(shared, tile);
   fm_go_on();
   fm_wait();
-  if (F32X && j.norm)
-    for (int64_t i = 0; i < NT * 8 && i0 + i < j.n; i++) {
-      float v = fm_inv_rms(j.x + (i0 + i) * j.ldx, j.w.cols, j.eps);
-      if (threadIdx.x == 0) inv[i] = v;
-    }
-  float acc[MT][NT][4] = {};
-  if constexpr (F32X) {
-    fm_x32 x[NT];
+  if (F32X)
+    for (int i = 0; i < list.n; i++)
+      for (int r = 0; list.item[i].norm && r < n; r++) {
+        if (i && list.item[i].norm == list.item[i - 1].norm && list.item[i].x == list.item[i - 1].x) {
+          if (threadIdx.x == 0) inv[i][r] = inv[i - 1][r];
+          continue;
+        }
+        float v = fm_inv_rms(list.item[i].x + r * list.item[i].ldx, list.item[i].w.cols, list.item[i].eps);
+        if (threadIdx.x == 0) inv[i][r] = v;
+      }
+  float *red = (float *)(shared + 8 * S::RING * S::SLOT);
+  uint32_t turn = 0;
+  for (int item = blockIdx.x; const skinny_item *j = tile.at(item, &r0); item += gridDim.x)
+    for (int i0 = 0; i0 < n; i0 += NT * 8, turn++) {
+      fm_tile t = fm_tile16<F8>(j->w, r0, 1);
+      float acc[NT][4] = {}, *sum = red + turn % 2 * (8 * 16 * NT * 8);
+      if constexpr (F32X) {
+        fm_x32 x[NT];
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      int64_t i = i0 + n * 8 + lane / 4;
-      x[n] = { i < j.n ? j.x + i * j.ldx : nullptr, j.norm };
-    }
-    s.run(acc, w, j.w.cols, x, lane);
-  } else {
-    fm_x16 x[NT];
+        for (int m = 0; m < NT; m++) x[m] = { i0 + m * 8 + s.lane / 4 < n ? j->x + (i0 + m * 8 + s.lane / 4) * j->ldx : nullptr, j->norm };
+        s.run(acc, t, tile, x);
+      } else {
+        fm_x16 x[NT];
 #pragma unroll
-    for (int n = 0; n < NT; n++) {
-      int64_t i = i0 + n * 8 + lane / 4;
-      x[n] = { i < j.n ? j.xb + i * j.w.cols : nullptr };
+        for (int m = 0; m < NT; m++) x[m] = { i0 + m * 8 + s.lane / 4 < n ? j->xb + (int64_t)(i0 + m * 8 + s.lane / 4) * j->w.cols : nullptr };
+        s.run(acc, t, tile, x);
+      }
+      fm_skinny_put<NT>(sum, acc, s.warp, s.lane);
+      __syncthreads();
+      for (int e = threadIdx.x; e < 16 * NT * 8; e += 256) {
+        int row = e % 16, token = e / 16;
+        if (r0 + row >= j->w.rows || i0 + token >= n) continue;
+        float v = fm_skinny_sum<NT>(sum, row, token);
+        if (F32X && j->norm) v *= inv[j - list.item][token];
+        if (!F32X && j->inv) v *= j->inv[i0 + token];
+        if (j->bias) v += j->bias[r0 + row];
+        float *out = j->out + (i0 + token) * j->ldo + r0 + row;
+        *out = j->add ? *out + v : v;
+      }
     }
-    s.run(acc, w, j.w.cols, x, lane);
-  }
-  fm_skinny_put<MT, NT>(red, acc, warp, lane);
-  __syncthreads();
-  for (int e = threadIdx.x; e < MT * 16 * NT * 8; e += 256) {
-    int row = e % (MT * 16), token = e / (MT * 16);
-    if (r0 + row >= j.w.rows || i0 + token >= j.n) continue;
-    float v = fm_skinny_sum<MT, NT>(red, row, token);
-    if (F32X && j.norm) v *= inv[token];
-    if (!F32X && j.inv) v *= j.inv[i0 + token];
-    if (j.bias) v += j.bias[r0 + row];
-    float *out = j.out + (i0 + token) * j.ldo + r0 + row;
-    *out = j.add ? *out + v : v;
-  }
 }
 
-template <int F8, int MT, int NT, bool F32X> static void skinny_launch(fm_ctx *c, skinny_list *l) {
-  int tiles = 0;
+template <int F8, int NT, bool F32X> static void skinny_launch(fm_ctx *c, skinny_list *l) {
+  int tiles = 0, n_sm = fm_cuda_of(c)->n_sm;
+  size_t shared = fm_stream<F8, NT>::SHARED;
   for (int i = 0; i < l->n; i++) {
     l->item[i].first = tiles;
-    tiles += (int)((l->item[i].w.rows + MT * 16 - 1) / (MT * 16));
+    tiles += (int)((l->item[i].w.rows + 15) / 16);
   }
-  fm_launch(c, skinny_kernel<F8, MT, NT, F32X>, dim3(tiles, (unsigned)((l->item[0].n + NT * 8 - 1) / (NT * 8))), 256,
-            8 * MT * 16 * NT * 8 * sizeof(float), *l);
+  l->items = tiles;
+  cudaFuncSetAttribute(skinny_kernel<F8, NT, F32X>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+  fm_launch(c, skinny_kernel<F8, NT, F32X>, (unsigned)(tiles < n_sm ? tiles : n_sm), 256, shared, *l);
 }
 
 template <int F8> static void skinny_choose(fm_ctx *c, skinny_list *l, bool f32x) {
   int64_t n = l->item[0].n;
-  if (f32x) skinny_launch<F8, 1, 1, true>(c, l);
-  else if (n <= 8) skinny_launch<F8, 1, 1, false>(c, l);
-  else if (n <= 16) skinny_launch<F8, 1, 2, false>(c, l);
-  else skinny_launch<F8, 2, 4, false>(c, l);
+  if (f32x) skinny_launch<F8, 1, true>(c, l);
+  else if (n <= 8) skinny_launch<F8, 1, false>(c, l);
+  else if (n <= 16) skinny_launch<F8, 2, false>(c, l);
+  else if (n <= 32) skinny_launch<F8, 4, false>(c, l);
+  else skinny_launch<F8, 8, false>(c, l);
 }
 
 static bool same_input(const fm_mm *a, const fm_mm *b) {
@@ -433,7 +456,7 @@ static fm_status gemm(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
 enum way { PLAIN, SKINNY, GEMM };
 
 static way way_of(fm_ctx *c, const fm_mm *m) {
-  if (m->exact || c->arithmetic == FM_F32 || !fm_skinny_fits(m->w)) return PLAIN;
+  if (m->exact || c->arithmetic == FM_F32 || !fm_skinny_fits(c, m->w)) return PLAIN;
   bool aligned = m->ldo % 4 == 0 && (uintptr_t)m->out % 16 == 0 && (!m->bias || (uintptr_t)m->bias % 16 == 0);
   return c->generated || !aligned || !fm_cuda_has_gemm(c) ? SKINNY : GEMM;
 }

@@ -204,7 +204,11 @@ struct expert_job {
   const bf16 *xb; const float *inv;
   bf16 *h, *shared_h;                    /* (slots, width), (n, shared width) */
   float *y, *shared_y;                   /* (slots, hidden), (n, hidden) */
-  int n, tiles, most;                    /* tiles of rows an expert; most active experts */
+  int n, most;                           /* rows; most active experts */
+  /* one row: its slots are its experts, nothing is sorted */
+  const int32_t *id; const float *weight;
+  const float *x, *norm; float eps;
+  float *out;
 };
 
 __device__ __forceinline__ fm_dmat pick(const stack &s, int e) {
@@ -214,162 +218,188 @@ __device__ __forceinline__ fm_dmat pick(const stack &s, int e) {
   return w;
 }
 
-/* The rows of one block: places first .. end-1 of an expert, or rows of the shared one. False: nothing to do. */
-__device__ __forceinline__ bool find_rows(const expert_job &j, int *expert, int *tile, int *first, int *end) {
-  int b = blockIdx.x;
-  if (b >= j.most * j.tiles) {
-    *expert = -1, *tile = b - j.most * j.tiles, *first = 0, *end = j.n;
+constexpr int MOST_EXPERTS = 512;
+
+/* The chosen experts and their places, where asking for the next weights can look them up at once. */
+struct chosen { int e[MOST_EXPERTS], first[MOST_EXPERTS], end[MOST_EXPERTS]; };
+
+__device__ __forceinline__ int list_chosen(chosen &c, const expert_job &j, bool one) {
+  int n = one ? j.most : *j.s.n_active;
+  for (int a = threadIdx.x; a < n; a += 256) {
+    int e = one ? j.id[a] : j.s.active[a];
+    c.e[a] = e, c.first[a] = one ? a : j.s.start[e], c.end[a] = one ? a + 1 : j.s.start[e + 1];
+  }
+  __syncthreads();
+  return n;
+}
+
+/* Item -> the rows of one expert (places first .. end - 1), or of the shared one (expert -1), and a tile of its weight. */
+struct expert_items {
+  const expert_job &j;
+  const chosen &c;
+  int tiles, active, items;
+  __device__ __forceinline__ bool at(int item, int *e, int *tile, int *first, int *end) const {
+    if (item >= items) return false;
+    if (item >= active * tiles) {
+      *e = -1, *tile = item - active * tiles, *first = 0, *end = j.n;
+      return true;
+    }
+    int a = item / tiles;
+    *tile = item - a * tiles;
+    *e = c.e[a], *first = c.first[a], *end = c.end[a];
     return true;
   }
-  int a = b / j.tiles;
-  if (a >= *j.s.n_active) return false;
-  *expert = j.s.active[a], *tile = b % j.tiles;
-  *first = j.s.start[*expert], *end = j.s.start[*expert + 1];
-  return true;
-}
-
-template <int F8, int NT> __global__ void __launch_bounds__(256) gate_up_kernel(const __grid_constant__ expert_job j) {
-  extern __shared__ float red[];
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, e, tile, first, end;
-  fm_go_on();
-  fm_wait();
-  if (!find_rows(j, &e, &tile, &first, &end)) return;
-  fm_dmat gate = e < 0 ? j.shared_gate : pick(j.gate, e), up = e < 0 ? j.shared_up : pick(j.up, e);
-  bf16 *h = e < 0 ? j.shared_h : j.h;
-  fm_wtile w[2] = { fm_wtile_at<F8>(gate, tile * 16, lane), fm_wtile_at<F8>(up, tile * 16, lane) };
-  for (int p0 = first; p0 < end; p0 += NT * 8) {
-    fm_skinny<F8, 2, NT> s;
-    s.begin(w, gate.cols, warp, lane);
-    fm_x16 x[NT];
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-      int p = p0 + n * 8 + lane / 4;
-      x[n] = { p < end ? j.xb + (e < 0 ? p : j.s.row[p]) * gate.cols : nullptr };
-    }
-    float acc[2][NT][4] = {};
-    s.run(acc, w, gate.cols, x, lane);
-    fm_skinny_put<2, NT>(red, acc, warp, lane);
-    __syncthreads();
-    for (int i = threadIdx.x; i < 16 * NT * 8; i += 256) {
-      int r = i % 16, p = p0 + i / 16;
-      if (tile * 16 + r >= gate.rows || p >= end) continue;
-      float inv = j.inv ? j.inv[e < 0 ? p : j.s.row[p]] : 1.0f;
-      float g = fm_skinny_sum<2, NT>(red, r, i / 16) * inv, u = fm_skinny_sum<2, NT>(red, 16 + r, i / 16) * inv;
-      h[p * gate.rows + tile * 16 + r] = __float2bfloat16_rn(fm_silu(g) * u);
-    }
-    __syncthreads();
-  }
-}
-
-template <int F8, int NT> __global__ void __launch_bounds__(256) down_kernel(const __grid_constant__ expert_job j) {
-  extern __shared__ float red[];
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, e, tile, first, end;
-  fm_go_on();
-  fm_wait();
-  if (!find_rows(j, &e, &tile, &first, &end)) return;
-  fm_dmat down = e < 0 ? j.shared_down : pick(j.down, e);
-  const bf16 *h = e < 0 ? j.shared_h : j.h;
-  float *y = e < 0 ? j.shared_y : j.y;
-  fm_wtile w[1] = { fm_wtile_at<F8>(down, tile * 16, lane) };
-  for (int p0 = first; p0 < end; p0 += NT * 8) {
-    fm_skinny<F8, 1, NT> s;
-    s.begin(w, down.cols, warp, lane);
-    fm_x16 x[NT];
-#pragma unroll
-    for (int n = 0; n < NT; n++) {
-      int p = p0 + n * 8 + lane / 4;
-      x[n] = { p < end ? h + p * down.cols : nullptr };
-    }
-    float acc[1][NT][4] = {};
-    s.run(acc, w, down.cols, x, lane);
-    fm_skinny_put<1, NT>(red, acc, warp, lane);
-    __syncthreads();
-    for (int i = threadIdx.x; i < 16 * NT * 8; i += 256) {
-      int r = i % 16, p = p0 + i / 16;
-      if (tile * 16 + r < down.rows && p < end) y[p * down.rows + tile * 16 + r] = fm_skinny_sum<1, NT>(red, r, i / 16);
-    }
-    __syncthreads();
-  }
-}
-
-/* ---- one row: its slots are its experts, nothing is sorted; the sums are those of the kernels above, in their order ---- */
-
-struct one_job {
-  stack gate, up, down;
-  fm_dmat shared_gate, shared_up, shared_down;
-  const float *x, *norm; float eps;
-  const int32_t *id; const float *weight;
-  bf16 *h, *shared_h;
-  float *out;
-  int k, tiles;
 };
 
-template <int F8> __global__ void __launch_bounds__(256) gate_up_one_kernel(const __grid_constant__ one_job j) {
-  __shared__ float red[8 * 32 * 8];
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, slot = blockIdx.x / j.tiles, tile = blockIdx.x % j.tiles;
+template <int F8, int NT> struct pair_tiles : expert_items {
+  __device__ __forceinline__ bool operator()(int item, int, fm_tile *t) const {
+    int e, tile, first, end;
+    if (!at(item, &e, &tile, &first, &end)) return false;
+    *t = fm_tile_pair<F8>(e < 0 ? j.shared_gate : pick(j.gate, e), e < 0 ? j.shared_up : pick(j.up, e), tile * 8,
+                          (end - first + NT * 8 - 1) / (NT * 8));
+    return true;
+  }
+};
+template <int F8, int NT> struct down_tiles : expert_items {
+  __device__ __forceinline__ bool operator()(int item, int, fm_tile *t) const {
+    int e, tile, first, end;
+    if (!at(item, &e, &tile, &first, &end)) return false;
+    *t = fm_tile16<F8>(e < 0 ? j.shared_down : pick(j.down, e), tile * 16, (end - first + NT * 8 - 1) / (NT * 8));
+    return true;
+  }
+};
+
+/* h = silu(gate) * up. One row (j.id): x is f32 and normed here; else xb is ready but for the factor inv. */
+template <int F8, int NT, bool ONE> __global__ void __launch_bounds__(256, 1) gate_up_kernel(const __grid_constant__ expert_job j) {
+  extern __shared__ __align__(16) char rings[];
+  __shared__ chosen those;
+  using S = fm_stream<F8, NT>;
   fm_go_on();
-  if (slot >= j.k) slot = -1, tile = blockIdx.x - j.k * j.tiles;
-  if (slot >= 0) fm_wait();
-  int e = slot < 0 ? 0 : j.id[slot];
-  fm_dmat gate = slot < 0 ? j.shared_gate : pick(j.gate, e), up = slot < 0 ? j.shared_up : pick(j.up, e);
-  fm_wtile w[2] = { fm_wtile_at<F8>(gate, tile * 16, lane), fm_wtile_at<F8>(up, tile * 16, lane) };
-  fm_skinny<F8, 2, 1> s;
-  s.begin(w, gate.cols, warp, lane);
-  if (slot < 0) fm_wait();
-  float inv = j.norm ? fm_inv_rms(j.x, gate.cols, j.eps) : 1.0f;
-  fm_x32 x[1] = { { lane < 4 ? j.x : nullptr, j.norm } };
-  float acc[2][1][4] = {};
-  s.run(acc, w, gate.cols, x, lane);
-  fm_skinny_put<2, 1>(red, acc, warp, lane);
-  __syncthreads();
-  int r = threadIdx.x;
-  if (r >= 16 || tile * 16 + r >= gate.rows) return;
-  float g = fm_skinny_sum<2, 1>(red, r, 0) * inv, u = fm_skinny_sum<2, 1>(red, 16 + r, 0) * inv;
-  (slot < 0 ? j.shared_h : j.h + slot * gate.rows)[tile * 16 + r] = __float2bfloat16_rn(fm_silu(g) * u);
+  fm_wait();
+  int tiles = (int)((j.gate.w.rows + 7) / 8), active = list_chosen(those, j, ONE), e, tile, first, end;
+  pair_tiles<F8, NT> list = { { j, those, tiles, active, active * tiles + (int)((j.shared_gate.rows + 7) / 8) } };
+  S s;
+  s.begin(rings, list);
+  float one = ONE && j.norm ? fm_inv_rms(j.x, j.gate.w.cols, j.eps) : 1.0f, *red = (float *)(rings + 8 * S::RING * S::SLOT);
+  uint32_t turn = 0;
+  for (int item = blockIdx.x; list.at(item, &e, &tile, &first, &end); item += gridDim.x) {
+    fm_dmat gate = e < 0 ? j.shared_gate : pick(j.gate, e), up = e < 0 ? j.shared_up : pick(j.up, e);
+    fm_tile t = fm_tile_pair<F8>(gate, up, tile * 8, 1);
+    bf16 *h = e < 0 ? j.shared_h : j.h;
+    for (int p0 = first; p0 < end; p0 += NT * 8, turn++) {
+      float acc[NT][4] = {}, *sum = red + turn % 2 * (8 * 16 * NT * 8);
+      if constexpr (ONE) {
+        fm_x32 x[NT] = { { s.lane < 4 ? j.x : nullptr, j.norm } };
+        s.run(acc, t, list, x);
+      } else {
+        fm_x16 x[NT];
+#pragma unroll
+        for (int n = 0; n < NT; n++) {
+          int p = p0 + n * 8 + s.lane / 4;
+          x[n] = { p < end ? j.xb + (int64_t)(e < 0 ? p : j.s.row[p]) * gate.cols : nullptr };
+        }
+        s.run(acc, t, list, x);
+      }
+      fm_skinny_put<NT>(sum, acc, s.warp, s.lane);
+      __syncthreads();
+      for (int i = threadIdx.x; i < 8 * NT * 8; i += 256) {
+        int r = i % 8, p = p0 + i / 8;
+        if (tile * 8 + r >= gate.rows || p >= end) continue;
+        float inv = ONE ? one : j.inv ? j.inv[e < 0 ? p : j.s.row[p]] : 1.0f;
+        float g = fm_skinny_sum<NT>(sum, r, i / 8) * inv, u = fm_skinny_sum<NT>(sum, 8 + r, i / 8) * inv;
+        h[p * gate.rows + tile * 8 + r] = __float2bfloat16_rn(fm_silu(g) * u);
+      }
+    }
+  }
 }
+
+template <int F8, int NT> __global__ void __launch_bounds__(256, 1) down_kernel(const __grid_constant__ expert_job j) {
+  extern __shared__ __align__(16) char rings[];
+  __shared__ chosen those;
+  using S = fm_stream<F8, NT>;
+  fm_go_on();
+  fm_wait();
+  int tiles = (int)((j.down.w.rows + 15) / 16), active = list_chosen(those, j, false), e, tile, first, end;
+  down_tiles<F8, NT> list = { { j, those, tiles, active, active * tiles + (int)((j.shared_down.rows + 15) / 16) } };
+  S s;
+  s.begin(rings, list);
+  float *red = (float *)(rings + 8 * S::RING * S::SLOT);
+  uint32_t turn = 0;
+  for (int item = blockIdx.x; list.at(item, &e, &tile, &first, &end); item += gridDim.x) {
+    fm_dmat down = e < 0 ? j.shared_down : pick(j.down, e);
+    fm_tile t = fm_tile16<F8>(down, tile * 16, 1);
+    const bf16 *h = e < 0 ? j.shared_h : j.h;
+    float *y = e < 0 ? j.shared_y : j.y;
+    for (int p0 = first; p0 < end; p0 += NT * 8, turn++) {
+      float acc[NT][4] = {}, *sum = red + turn % 2 * (8 * 16 * NT * 8);
+      fm_x16 x[NT];
+#pragma unroll
+      for (int n = 0; n < NT; n++) {
+        int p = p0 + n * 8 + s.lane / 4;
+        x[n] = { p < end ? h + (int64_t)p * down.cols : nullptr };
+      }
+      s.run(acc, t, list, x);
+      fm_skinny_put<NT>(sum, acc, s.warp, s.lane);
+      __syncthreads();
+      for (int i = threadIdx.x; i < 16 * NT * 8; i += 256) {
+        int r = i % 16, p = p0 + i / 16;
+        if (tile * 16 + r < down.rows && p < end) y[p * down.rows + tile * 16 + r] = fm_skinny_sum<NT>(sum, r, i / 16);
+      }
+    }
+  }
+}
+
+/* ---- one row: nothing is sorted; a block makes 16 rows of the answer, all slots of them, in their order ---- */
 
 constexpr int MOST_SLOTS = 16;
 
-/* Sixteen rows of the answer: all slots, then the shared expert; a slot's weights are asked for while the one before is summed. */
-template <int F8> __global__ void __launch_bounds__(256) down_one_kernel(const __grid_constant__ one_job j) {
+template <int F8> struct slot_tiles {
+  const expert_job &j;
+  const int *id;
+  int n, tiles;
+  __device__ __forceinline__ fm_dmat matrix(int slot) const { return slot < j.most ? pick(j.down, id[slot]) : j.shared_down; }
+  __device__ __forceinline__ bool operator()(int item, int rep, fm_tile *t) const {
+    if (item >= tiles) return false;
+    *t = fm_tile16<F8>(matrix(rep), item * 16, n);
+    return true;
+  }
+};
+
+template <int F8> __global__ void __launch_bounds__(256, 1) down_one_kernel(const __grid_constant__ expert_job j) {
+  extern __shared__ __align__(16) char rings[];
   __shared__ float red[MOST_SLOTS + 1][8][16];
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, n = j.k + (j.shared_down.rows > 0);
+  __shared__ int id[MOST_SLOTS];
+  int n = j.most + (j.shared_down.rows > 0);
   fm_go_on();
   fm_wait();
-  fm_skinny<F8, 1, 1> s[2];
-  fm_wtile w[2][1];
-  auto matrix = [&](int slot) { return slot < j.k ? pick(j.down, j.id[slot]) : j.shared_down; };
-  auto begin = [&](int slot, int which) {
-    fm_dmat m = matrix(slot);
-    w[which][0] = fm_wtile_at<F8>(m, blockIdx.x * 16, lane);
-    s[which].begin(w[which], m.cols, warp, lane);
-  };
-  auto run = [&](int slot, int which) {
-    fm_dmat m = matrix(slot);
-    const bf16 *h = slot < j.k ? j.h + slot * m.cols : j.shared_h;
-    fm_x16 x[1] = { { lane < 4 ? h : nullptr } };
-    float acc[1][1][4] = {};
-    s[which].run(acc, w[which], m.cols, x, lane);
-    if (lane % 4 == 0) red[slot][warp][lane / 4] = acc[0][0][0], red[slot][warp][lane / 4 + 8] = acc[0][0][2];
-  };
-  begin(0, 0);
-  for (int slot = 0; slot < n; slot += 2) {
-    if (slot + 1 < n) begin(slot + 1, 1);
-    run(slot, 0);
-    if (slot + 2 < n) begin(slot + 2, 0);
-    if (slot + 1 < n) run(slot + 1, 1);
-  }
+  if (threadIdx.x < j.most) id[threadIdx.x] = j.id[threadIdx.x];
   __syncthreads();
-  int r = threadIdx.x;
-  if (r >= 16 || blockIdx.x * 16 + r >= j.down.w.rows) return;
-  float sum = 0, y[MOST_SLOTS + 1];
-  for (int slot = 0; slot < n; slot++) {
-    y[slot] = 0;
-    for (int i = 0; i < 8; i++) y[slot] += red[slot][i][r];
-    if (slot < j.k) sum = fmaf(j.weight[slot], y[slot], sum);
+  slot_tiles<F8> list = { j, id, n, (int)((j.down.w.rows + 15) / 16) };
+  fm_stream<F8, 1> s;
+  s.begin(rings, list);
+  for (int item = blockIdx.x; item < list.tiles; item += gridDim.x) {
+    for (int slot = 0; slot < n; slot++) {
+      fm_dmat m = list.matrix(slot);
+      fm_x16 x[1] = { { s.lane < 4 ? (slot < j.most ? j.h + slot * m.cols : j.shared_h) : nullptr } };
+      float acc[1][4] = {};
+      s.run(acc, fm_tile16<F8>(m, item * 16, 1), list, x);
+      if (s.lane % 4 == 0) red[slot][s.warp][s.lane / 4] = acc[0][0], red[slot][s.warp][s.lane / 4 + 8] = acc[0][2];
+    }
+    __syncthreads();
+    int r = threadIdx.x;
+    if (r < 16 && item * 16 + r < j.down.w.rows) {
+      float sum = 0, last = 0;
+      for (int slot = 0; slot < n; slot++) {
+        float y = 0;
+        for (int w = 0; w < 8; w++) y += red[slot][w][r];
+        if (slot < j.most) sum = fmaf(j.weight[slot], y, sum);
+        else last = y;
+      }
+      float v = j.out[item * 16 + r] + sum;
+      j.out[item * 16 + r] = n > j.most ? v + last : v;
+    }
+    __syncthreads();
   }
-  float v = j.out[blockIdx.x * 16 + r] + sum;
-  j.out[blockIdx.x * 16 + r] = n > j.k ? v + y[j.k] : v;
 }
 
 /* ---- plain: a warp an output row of one slot, f32 ---- */
@@ -473,18 +503,29 @@ static fm_status plain_experts(fm_ctx *c, float *out, const float *x, const int3
   return fm_cuda_matmul(c, &last, 1);
 }
 
-template <int F8, int NT> static void launch_pair(fm_ctx *c, expert_job *j, int64_t hidden) {
-  int tiles = (int)((j->gate.w.rows + 15) / 16), shared = (int)((j->shared_gate.rows + 15) / 16);
-  j->tiles = tiles;
-  fm_launch(c, gate_up_kernel<F8, NT>, (unsigned)(j->most * tiles + shared), 256, 8 * 32 * NT * 8 * sizeof(float), *j);
-  j->tiles = (int)((hidden + 15) / 16);
-  fm_launch(c, down_kernel<F8, NT>, (unsigned)(j->most * j->tiles + (shared ? j->tiles : 0)), 256, 8 * 16 * NT * 8 * sizeof(float), *j);
+template <typename K> static void launch_stream(fm_ctx *c, K kernel, int64_t items, size_t shared, const expert_job &j) {
+  int n_sm = fm_cuda_of(c)->n_sm;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+  fm_launch(c, kernel, (unsigned)(items < n_sm ? items : n_sm), 256, shared, j);
 }
 
-template <int F8> static void launch_experts(fm_ctx *c, expert_job *j, int64_t hidden) {
-  if (j->n <= 8) launch_pair<F8, 1>(c, j, hidden);
-  else if (j->n <= 128) launch_pair<F8, 2>(c, j, hidden);
-  else launch_pair<F8, 4>(c, j, hidden);
+template <int F8, int NT> static void launch_pair(fm_ctx *c, const expert_job &j) {
+  int64_t first = j.most * ((j.gate.w.rows + 7) / 8) + (j.shared_gate.rows + 7) / 8;
+  int64_t second = j.most * ((j.down.w.rows + 15) / 16) + (j.shared_down.rows + 15) / 16;
+  launch_stream(c, gate_up_kernel<F8, NT, false>, first, fm_stream<F8, NT>::SHARED, j);
+  launch_stream(c, down_kernel<F8, NT>, second, fm_stream<F8, NT>::SHARED, j);
+}
+
+template <int F8> static void launch_experts(fm_ctx *c, const expert_job &j) {
+  if (j.n <= 8) launch_pair<F8, 1>(c, j);
+  else if (j.n <= 128) launch_pair<F8, 2>(c, j);
+  else launch_pair<F8, 4>(c, j);
+}
+
+template <int F8> static void launch_one(fm_ctx *c, const expert_job &j) {
+  size_t shared = fm_stream<F8, 1>::SHARED;
+  launch_stream(c, gate_up_kernel<F8, 1, true>, j.most * ((j.gate.w.rows + 7) / 8) + (j.shared_gate.rows + 7) / 8, shared, j);
+  launch_stream(c, down_one_kernel<F8>, (j.down.w.rows + 15) / 16, shared, j);
 }
 
 static fm_status take_sorted(fm_ctx *c, sorted *s, int64_t slots, int64_t experts) {
@@ -516,34 +557,32 @@ static fm_status skinny_experts(fm_ctx *c, float *out, const float *x, const int
   input_job in = { xb, inv, x, e->norm, e->eps, d };
   fm_launch(c, sort_kernel, (unsigned)(1 + n), 1024, (e->n_experts + 1) * sizeof(int32_t), id, (int)slots, (int)e->top_k,
             (int)e->n_experts, j.s, in);
-  if (gate->w.dtype == FM_F8_E4M3) launch_experts<1>(c, &j, d);
-  else launch_experts<0>(c, &j, d);
+  if (gate->w.dtype == FM_F8_E4M3) launch_experts<1>(c, j);
+  else launch_experts<0>(c, j);
   combine(c, out, j.y, weight, j.s.place, j.shared_y, e, n);
   return fm_cuda_launched(c, "experts");
 }
 
-static bool all_skinny(const fm_ctx *c, const fm_experts *e) {
+static bool all_skinny(fm_ctx *c, const fm_experts *e) {
   const fm_mat *m[6] = { e->gate, e->up, e->down, e->shared_gate, e->shared_up, e->shared_down };
-  if (c->arithmetic == FM_F32) return false;
+  if (c->arithmetic == FM_F32 || e->n_experts > MOST_EXPERTS) return false;
   for (const fm_mat *w : m)
-    if (w && (!fm_skinny_fits(w) || w->dtype != e->gate->dtype)) return false;
+    if (w && (!fm_skinny_fits(c, w) || w->dtype != e->gate->dtype)) return false;
   return true;
 }
 
 static fm_status one_row(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
                          const stack *gate, const stack *up, const stack *down) {
-  int64_t d = e->hidden_size, m = e->moe_intermediate_size, wide = e->shared_gate ? e->shared_gate->rows : 0;
-  one_job j = { .gate = *gate, .up = *up, .down = *down, .x = x, .norm = e->norm, .eps = e->eps, .id = id, .weight = weight,
-                .out = out, .k = (int)e->top_k, .tiles = (int)((m + 15) / 16) };
+  int64_t m = e->moe_intermediate_size, wide = e->shared_gate ? e->shared_gate->rows : 0;
+  expert_job j = { .gate = *gate, .up = *up, .down = *down, .n = 1, .most = (int)e->top_k, .id = id, .weight = weight, .x = x,
+                   .norm = e->norm, .eps = e->eps, .out = out };
   TRY(fm_cuda_take_n(c, &j.h, e->top_k * m));
   if (wide) {
     TRY(fm_cuda_take_n(c, &j.shared_h, wide));
     j.shared_gate = fm_dmat_of(e->shared_gate), j.shared_up = fm_dmat_of(e->shared_up), j.shared_down = fm_dmat_of(e->shared_down);
   }
-  unsigned first = (unsigned)(j.k * j.tiles + (wide + 15) / 16), second = (unsigned)((d + 15) / 16);
-  bool f8 = gate->w.dtype == FM_F8_E4M3;
-  fm_launch(c, f8 ? gate_up_one_kernel<1> : gate_up_one_kernel<0>, first, 256, 0, j);
-  fm_launch(c, f8 ? down_one_kernel<1> : down_one_kernel<0>, second, 256, 0, j);
+  if (gate->w.dtype == FM_F8_E4M3) launch_one<1>(c, j);
+  else launch_one<0>(c, j);
   return fm_cuda_launched(c, "experts");
 }
 

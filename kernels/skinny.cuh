@@ -1,29 +1,19 @@
 /*
-** skinny.cuh - products of stored weights with few rows: bound by the bytes of the weights, so these go from memory to the
-** tensor cores' registers with nothing in between.
+** skinny.cuh - products of stored weights with few rows: bound by the bytes of the weights, so these stream without a pause.
 **
-** A block of 8 warps makes MT tiles of 16 weight rows times NT tiles of 8 tokens. The warps share K in eight fixed parts and
-** their sums meet in warp order: the order of a sum hangs on K alone, never on how many tokens run together.
+** A block of 8 warps makes items one after the other: 16 weight rows times NT tiles of 8 tokens. The warps share K in eight fixed
+** parts and their sums meet in warp order: the order of a sum hangs on K alone, never on how many tokens run together.
 **
-**   lane = 4 g + t reads 16 bytes of weight rows g and g + 8 at a time: eight bf16 (or sixteen f8) neighbours along K, which
+** Each warp has a ring of its own in shared memory: 16 rows x 256 bytes a slot, asked for (cp.async) RING - 1 slots ahead, over
+** the ends of items; no warp waits for another but where the sums meet.
+**
+**   lane = 4 g + t takes 16 bytes of weight rows g and g + 8 at a time: eight bf16 (or sixteen f8) neighbours along K, which
 **   are columns 2t, 2t+1, 2t+8, 2t+9 of two (four) mma steps. Inputs are read by the same rule, so the sum is the same.
 */
 #ifndef FM_KERNELS_SKINNY_CUH
 #define FM_KERNELS_SKINNY_CUH
 
 #include "cuda.cuh"
-
-/* Sixteen rows of a weight from row r0 on. */
-struct fm_wtile {
-  const char *row0, *row8;               /* this lane's rows g and g + 8, NULL behind the end */
-  const float *scale;                    /* f8: scales of this row of blocks */
-};
-
-template <int F8> __device__ __forceinline__ fm_wtile fm_wtile_at(const fm_dmat &w, int64_t r0, int lane) {
-  int64_t r = r0 + lane / 4, bytes = F8 ? 1 : 2;
-  return { r < w.rows ? w.data + r * w.cols * bytes : nullptr, r + 8 < w.rows ? w.data + (r + 8) * w.cols * bytes : nullptr,
-           F8 ? w.scale + r0 / 128 * w.across : nullptr };
-}
 
 /* Inputs: row of this lane's token (column g) in each token tile; NULL: none. */
 struct fm_x32 { const float *row, *norm; };        /* f32, times the norm's weights when there are any */
@@ -49,118 +39,143 @@ __device__ __forceinline__ uint4 fm_input8(const fm_x16 &x, int64_t k, float uni
   return v;
 }
 
-__device__ __forceinline__ uint4 fm_weight16(const char *row, int64_t at, bool in) {
-  uint4 v = { 0, 0, 0, 0 };
-  if (row && in) asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-                              : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(row + at));
-  return v;
+/* What an item reads: rows 0..7 at top, 8..15 at bottom (neighbours in one matrix, or a gate's and an up's). */
+struct fm_tile {
+  const char *top, *bottom;
+  int top_rows, bottom_rows;             /* that are there */
+  int cols;
+  const float *top_scale, *bottom_scale; /* f8: scales of these rows' blocks, along K */
+  int reps;                              /* how often the item is streamed: once for each tile of tokens, or for each matrix */
+};
+
+template <int F8> __device__ __forceinline__ fm_tile fm_tile16(const fm_dmat &w, int r0, int reps) {
+  int64_t bytes = F8 ? 1 : 2;
+  const float *scale = F8 ? w.scale + r0 / 128 * w.across : nullptr;
+  return { w.data + r0 * w.cols * bytes, w.data + (r0 + 8) * w.cols * bytes, (int)w.rows - r0, (int)w.rows - r0 - 8, (int)w.cols, scale,
+           scale, reps };
+}
+template <int F8> __device__ __forceinline__ fm_tile fm_tile_pair(const fm_dmat &a, const fm_dmat &b, int r0, int reps) {
+  int64_t bytes = F8 ? 1 : 2;
+  return { a.data + r0 * a.cols * bytes, b.data + r0 * b.cols * bytes, (int)a.rows - r0, (int)b.rows - r0, (int)a.cols,
+           F8 ? a.scale + r0 / 128 * a.across : nullptr, F8 ? b.scale + r0 / 128 * b.across : nullptr, reps };
 }
 
-template <int F8, int MT, int NT> struct fm_skinny {
-  static constexpr int U = F8 ? (MT == 1 ? 4 : 2) : (MT == 1 ? 8 : 4);   /* loads in flight: 64 registers of them, 32 of f8 */
-  static constexpr int STEP = F8 ? 64 : 32;                               /* of K, a lane's 16 bytes times four lanes */
-  static constexpr int PART = F8 ? 128 : 32;                              /* K is dealt to the warps in these */
-  uint4 a[U][MT][2];
-  int64_t k, end;
+template <int F8, int NT> struct fm_stream {
+  static constexpr int RING = NT <= 2 ? 5 : 4, PITCH = 256 + 64, SLOT = 16 * PITCH;        /* +64: two rows' lanes meet different banks */
+  static constexpr int STEP = F8 ? 64 : 32;                                  /* of K, a lane's 16 bytes times four lanes */
+  static constexpr int PART = F8 ? 64 : 32, CHUNK = F8 ? 256 : 128;          /* K is dealt to the warps in parts; a slot of K */
+  static constexpr size_t SHARED = 8 * RING * (size_t)SLOT + 2 * 8 * 16 * NT * 8 * sizeof(float);
+  char *ring;
+  uint32_t slot;                         /* of the next chunk to take */
+  /* where asking has come to */
+  fm_tile ask;
+  int item, rep, k, end;
+  int warp, lane;
 
-  __device__ __forceinline__ void load(const fm_wtile (&w)[MT], int64_t cols, int t) {
-#pragma unroll
-    for (int u = 0; u < U; u++) {
-      int64_t at = k + u * STEP + t * (STEP / 4);
-      bool in = at < cols && k + u * STEP < end;
-#pragma unroll
-      for (int m = 0; m < MT; m++) {
-        a[u][m][0] = fm_weight16(w[m].row0, at * (F8 ? 1 : 2), in);
-        a[u][m][1] = fm_weight16(w[m].row8, at * (F8 ? 1 : 2), in);
-      }
+  __device__ __forceinline__ void range(int cols, int *from, int *to) const {
+    int parts = (cols + PART - 1) / PART;
+    *from = warp * parts / 8 * PART, *to = (warp + 1) * parts / 8 * PART;
+  }
+
+  /* Asks for the next chunk; behind the last item for nothing. `tile(item, rep, &t)` is false there. */
+  template <typename T> __device__ __forceinline__ void request(uint32_t to, T tile) {
+    while (item >= 0 && k >= end) {
+      if (++rep >= ask.reps) rep = 0, item += gridDim.x;
+      if (!tile(item, rep, &ask)) item = -1;
+      else range(ask.cols, &k, &end);
     }
+    if (item >= 0) {
+      uint32_t at = (uint32_t)__cvta_generic_to_shared(ring) + to * SLOT + lane % 16 * 16;
+      int col = k + lane % 16 * (CHUNK / 16), bytes = F8 ? 1 : 2;
+      bool in = col < end && col < ask.cols;
+#pragma unroll
+      for (int i = 0; i < 8; i++) {
+        int r = i % 4 * 2 + lane / 16;
+        bool there = in && r < (i < 4 ? ask.top_rows : ask.bottom_rows);
+        const char *from = (i < 4 ? ask.top : ask.bottom) + ((int64_t)r * ask.cols + col) * bytes;
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(at + (i / 4 * 8 + r) * PITCH),
+                     "l"(there ? from : ask.top), "r"(there ? 16 : 0) : "memory");
+      }
+      k += CHUNK;
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
   }
 
-  /* The first loads; may stand before fm_wait(). */
-  __device__ __forceinline__ void begin(const fm_wtile (&w)[MT], int64_t cols, int warp, int lane) {
-    int64_t parts = (cols + PART - 1) / PART;
-    k = warp * parts / 8 * PART;
-    end = (warp + 1) * parts / 8 * PART;
-    load(w, cols, lane & 3);
+  /* From item blockIdx.x on. */
+  template <typename T> __device__ __forceinline__ void begin(char *shared, T tile) {
+    warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    ring = shared + warp * RING * SLOT;
+    slot = 0;
+    item = blockIdx.x, rep = 0;
+    if (!tile(item, rep, &ask)) item = -1;
+    else range(ask.cols, &k, &end);
+    for (uint32_t i = 0; i < RING - 1; i++) request(i, tile);
   }
 
-  /* acc += the warp's part of the sum. f8: in units of FM_F8_UNIT, undone where the scale is applied. */
-  template <typename X> __device__ __forceinline__ void run(float (&acc)[MT][NT][4], const fm_wtile (&w)[MT], int64_t cols,
-                                                            const X (&x)[NT], int lane) {
-    int t = lane & 3;
-    float blk[F8 ? MT : 1][F8 ? NT : 1][4];
-    while (k < end) {
+  /* acc += the warp's part of the sum of the tile t (which `tile` gave for this item and rep, in order). */
+  template <typename T, typename X>
+  __device__ __forceinline__ void run(float (&acc)[NT][4], const fm_tile &t, T tile, const X (&x)[NT]) {
+    int from, to, g = lane / 4, q = lane % 4;
+    range(t.cols, &from, &to);
+    for (int k0 = from; k0 < to; k0 += CHUNK) {
+      asm volatile("cp.async.wait_group %0;" :: "n"(RING - 2) : "memory");
+      __syncwarp();
+      const char *at = ring + slot % RING * SLOT + q * 16;
 #pragma unroll
-      for (int u = 0; u < U; u++) {
-        if (k + u * STEP >= end) break;
-        if constexpr (F8) {
-          if (u % 2 == 0)
-#pragma unroll
-            for (int i = 0; i < MT * NT * 4; i++) (&blk[0][0][0])[i] = 0;
-        }
-        int64_t at = k + u * STEP + t * (STEP / 4);
+      for (int u = 0; u < CHUNK / STEP; u++) {
+        int kk = k0 + u * STEP + q * (STEP / 4);
+        if (k0 + u * STEP >= to) break;
+        uint4 a = *(const uint4 *)(at + g * PITCH + u * 64), b = *(const uint4 *)(at + (g + 8) * PITCH + u * 64);
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-#pragma unroll
-          for (int half = 0; half < (F8 ? 2 : 1); half++) {
-            uint4 b = { 0, 0, 0, 0 };
-            if (x[n].row && at < cols) b = fm_input8(x[n], at + 8 * half, F8 ? FM_F8_INPUT : 1.0f);
-#pragma unroll
-            for (int m = 0; m < MT; m++) {
-              if constexpr (F8) {
-                const uint4 &p = a[u][m][0], &q = a[u][m][1];
-                uint32_t p0 = half ? p.z : p.x, p1 = half ? p.w : p.y, q0 = half ? q.z : q.x, q1 = half ? q.w : q.y;
-                fm_mma(blk[m][n], fm_f8_pair(p0, 0), fm_f8_pair(q0, 0), fm_f8_pair(p0, 1), fm_f8_pair(q0, 1), b.x, b.y);
-                fm_mma(blk[m][n], fm_f8_pair(p1, 0), fm_f8_pair(q1, 0), fm_f8_pair(p1, 1), fm_f8_pair(q1, 1), b.z, b.w);
-              } else {
-                const uint4 &p = a[u][m][0], &q = a[u][m][1];
-                fm_mma(acc[m][n], p.x, q.x, p.y, q.y, b.x, b.y);
-                fm_mma(acc[m][n], p.z, q.z, p.w, q.w, b.z, b.w);
-              }
-            }
-          }
-        }
-        if constexpr (F8) {
-          if (u % 2 == 1) {              // a block of 128 is complete
-            int64_t block = (k + u * STEP) / 128;
-#pragma unroll
-            for (int m = 0; m < MT; m++) {
-              float s = w[m].scale[block] * FM_F8_UNIT;
-#pragma unroll
-              for (int n = 0; n < NT; n++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) acc[m][n][i] = fmaf(blk[m][n][i], s, acc[m][n][i]);
-            }
+          bool in = x[n].row && kk < t.cols;
+          uint4 v = { 0, 0, 0, 0 };
+          if (in) v = fm_input8(x[n], kk, F8 ? FM_F8_INPUT : 1.0f);
+          if constexpr (F8) {
+            float blk[4] = {};
+            uint4 v2 = { 0, 0, 0, 0 };
+            if (in) v2 = fm_input8(x[n], kk + 8, FM_F8_INPUT);
+            fm_mma(blk, fm_f8_pair(a.x, 0), fm_f8_pair(b.x, 0), fm_f8_pair(a.x, 1), fm_f8_pair(b.x, 1), v.x, v.y);
+            fm_mma(blk, fm_f8_pair(a.y, 0), fm_f8_pair(b.y, 0), fm_f8_pair(a.y, 1), fm_f8_pair(b.y, 1), v.z, v.w);
+            fm_mma(blk, fm_f8_pair(a.z, 0), fm_f8_pair(b.z, 0), fm_f8_pair(a.z, 1), fm_f8_pair(b.z, 1), v2.x, v2.y);
+            fm_mma(blk, fm_f8_pair(a.w, 0), fm_f8_pair(b.w, 0), fm_f8_pair(a.w, 1), fm_f8_pair(b.w, 1), v2.z, v2.w);
+            int block = (k0 + u * STEP) / 128;
+            float s0 = t.top_scale[block] * FM_F8_UNIT, s1 = t.bottom_scale[block] * FM_F8_UNIT;
+            acc[n][0] = fmaf(blk[0], s0, acc[n][0]), acc[n][1] = fmaf(blk[1], s0, acc[n][1]);
+            acc[n][2] = fmaf(blk[2], s1, acc[n][2]), acc[n][3] = fmaf(blk[3], s1, acc[n][3]);
+          } else {
+            fm_mma(acc[n], a.x, b.x, a.y, b.y, v.x, v.y);
+            fm_mma(acc[n], a.z, b.z, a.w, b.w, v.z, v.w);
           }
         }
       }
-      k += U * STEP;
-      if (k < end) load(w, cols, t);
+      __syncwarp();
+      request((slot + RING - 1) % RING, tile);
+      slot++;
     }
   }
 };
 
-/* The warps' sums of element (row of MT * 16, token of NT * 8), in warp order. red: 8 * MT*16 * NT*8 floats. */
-template <int MT, int NT> __device__ __forceinline__ void fm_skinny_put(float *red, const float (&acc)[MT][NT][4], int warp, int lane) {
+/* The warps' sums of element (row of 16, token of NT * 8), in warp order. red: 8 * 16 * NT*8 floats. */
+template <int NT> __device__ __forceinline__ void fm_skinny_put(float *red, const float (&acc)[NT][4], int warp, int lane) {
   int g = lane / 4, t = lane % 4;
-  red += warp * (MT * 16 * NT * 8);
+  red += warp * (16 * NT * 8);
 #pragma unroll
-  for (int m = 0; m < MT; m++)
+  for (int n = 0; n < NT; n++)
 #pragma unroll
-    for (int n = 0; n < NT; n++)
-#pragma unroll
-      for (int i = 0; i < 4; i++) red[(m * 16 + g + (i / 2) * 8) * (NT * 8) + n * 8 + 2 * t + i % 2] = acc[m][n][i];
+    for (int i = 0; i < 4; i++) red[(g + (i / 2) * 8) * (NT * 8) + n * 8 + 2 * t + i % 2] = acc[n][i];
 }
-template <int MT, int NT> __device__ __forceinline__ float fm_skinny_sum(const float *red, int row, int token) {
+template <int NT> __device__ __forceinline__ float fm_skinny_sum(const float *red, int row, int token) {
   float v = 0;
 #pragma unroll
-  for (int w = 0; w < 8; w++) v += red[(w * MT * 16 + row) * (NT * 8) + token];
+  for (int w = 0; w < 8; w++) v += red[(w * 16 + row) * (NT * 8) + token];
   return v;
 }
 
-/* Weights that the skinny kernels can read: 16-byte rows. */
-inline bool fm_skinny_fits(const fm_mat *w) {
-  return (w->dtype == FM_BF16 && w->cols % 8 == 0) || (w->dtype == FM_F8_E4M3 && w->cols % 16 == 0);
+/* Weights that the skinny kernels can read: 16-byte rows; and a device whose blocks can have 227 KB of shared memory. */
+inline bool fm_skinny_fits(fm_ctx *c, const fm_mat *w) {
+  return fm_cuda_of(c)->major == 9 &&
+         ((w->dtype == FM_BF16 && w->cols % 8 == 0) || (w->dtype == FM_F8_E4M3 && w->cols % 16 == 0));
 }
 
 #endif
