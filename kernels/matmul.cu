@@ -57,13 +57,20 @@ template <int T> __global__ void __launch_bounds__(256) exact_kernel(plain_job j
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   int64_t r = blockIdx.x * (int64_t)8 + warp, i0 = blockIdx.y * (int64_t)T, k = j.w.cols;
   const float4 *w = (const float4 *)((const float *)j.w.data + r * k), *norm = (const float4 *)j.norm;
+  constexpr int AHEAD = 16;              // weights that are asked for before the kernel ahead has ended: 2048 of K
+  float4 first[AHEAD];
+#pragma unroll
+  for (int i = 0; i < AHEAD; i++) first[i] = r < j.w.rows && lane + i * 32 < k / 4 ? w[lane + i * 32] : float4{ 0, 0, 0, 0 };
   fm_go_on();
   fm_wait();
   if (r >= j.w.rows) return;
   float sum[T] = {}, square[T] = {};
-#pragma unroll (T == 1 ? 8 : 2)
-  for (int64_t i = lane; i < k / 4; i += 32) {
-    float4 a = w[i];
+  for (int64_t i0_ = 0; i0_ < k / 4; i0_ += AHEAD * 32)
+#pragma unroll
+  for (int u = 0; u < AHEAD; u++) {
+    int64_t i = i0_ + u * 32 + lane;
+    if (i >= k / 4) break;
+    float4 a = i0_ ? w[i] : first[u];
     if (norm) {
       float4 b = norm[i];
       a = { a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w };
@@ -182,7 +189,7 @@ template <int F8> struct dense_tiles {
   }
 };
 
-template <int F8, int NT, bool F32X> __global__ void __launch_bounds__(256, 1) skinny_kernel(const __grid_constant__ skinny_list list) {
+template <int F8, int NT, bool F32X> __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ skinny_list list) {
   extern __shared__ __align__(16) char shared[];
   __shared__ float inv[4][8];            // of each product's rows, where x is normed here
   using S = fm_stream<F8, NT>;
@@ -235,7 +242,7 @@ template <int F8, int NT, bool F32X> __global__ void __launch_bounds__(256, 1) s
 }
 
 template <int F8, int NT, bool F32X> static void skinny_launch(fm_ctx *c, skinny_list *l) {
-  int tiles = 0, n_sm = fm_cuda_of(c)->n_sm;
+  int tiles = 0, n_sm = fm_cuda_of(c)->n_sm * FM_PER_SM;
   size_t shared = fm_stream<F8, NT>::SHARED;
   for (int i = 0; i < l->n; i++) {
     l->item[i].first = tiles;

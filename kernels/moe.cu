@@ -270,7 +270,7 @@ template <int F8, int NT> struct down_tiles : expert_items {
 };
 
 /* h = silu(gate) * up. One row (j.id): x is f32 and normed here; else xb is ready but for the factor inv. */
-template <int F8, int NT, bool ONE> __global__ void __launch_bounds__(256, 1) gate_up_kernel(const __grid_constant__ expert_job j) {
+template <int F8, int NT, bool ONE> __global__ void __launch_bounds__(256, 2) gate_up_kernel(const __grid_constant__ expert_job j) {
   extern __shared__ __align__(16) char rings[];
   __shared__ chosen those;
   using S = fm_stream<F8, NT>;
@@ -313,7 +313,7 @@ template <int F8, int NT, bool ONE> __global__ void __launch_bounds__(256, 1) ga
   }
 }
 
-template <int F8, int NT> __global__ void __launch_bounds__(256, 1) down_kernel(const __grid_constant__ expert_job j) {
+template <int F8, int NT> __global__ void __launch_bounds__(256, 2) down_kernel(const __grid_constant__ expert_job j) {
   extern __shared__ __align__(16) char rings[];
   __shared__ chosen those;
   using S = fm_stream<F8, NT>;
@@ -365,7 +365,7 @@ template <int F8> struct slot_tiles {
   }
 };
 
-template <int F8> __global__ void __launch_bounds__(256, 1) down_one_kernel(const __grid_constant__ expert_job j) {
+template <int F8> __global__ void __launch_bounds__(256, 2) down_one_kernel(const __grid_constant__ expert_job j) {
   extern __shared__ __align__(16) char rings[];
   __shared__ float red[MOST_SLOTS + 1][8][16];
   __shared__ int id[MOST_SLOTS];
@@ -504,7 +504,7 @@ static fm_status plain_experts(fm_ctx *c, float *out, const float *x, const int3
 }
 
 template <typename K> static void launch_stream(fm_ctx *c, K kernel, int64_t items, size_t shared, const expert_job &j) {
-  int n_sm = fm_cuda_of(c)->n_sm;
+  int n_sm = fm_cuda_of(c)->n_sm * FM_PER_SM;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
   fm_launch(c, kernel, (unsigned)(items < n_sm ? items : n_sm), 256, shared, j);
 }

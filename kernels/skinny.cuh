@@ -4,8 +4,8 @@
 ** A block of 8 warps makes items one after the other: 16 weight rows times NT tiles of 8 tokens. The warps share K in eight fixed
 ** parts and their sums meet in warp order: the order of a sum hangs on K alone, never on how many tokens run together.
 **
-** Each warp has a ring of its own in shared memory: 16 rows x 256 bytes a slot, asked for (cp.async) RING - 1 slots ahead, over
-** the ends of items; no warp waits for another but where the sums meet.
+** Each warp has a ring of its own in shared memory: 16 rows x 256 bytes a slot, asked for (cp.async) a slot ahead, over the
+** ends of items; no warp waits for another but where the sums meet.
 **
 **   lane = 4 g + t takes 16 bytes of weight rows g and g + 8 at a time: eight bf16 (or sixteen f8) neighbours along K, which
 **   are columns 2t, 2t+1, 2t+8, 2t+9 of two (four) mma steps. Inputs are read by the same rule, so the sum is the same.
@@ -60,8 +60,12 @@ template <int F8> __device__ __forceinline__ fm_tile fm_tile_pair(const fm_dmat 
            F8 ? a.scale + r0 / 128 * a.across : nullptr, F8 ? b.scale + r0 / 128 * b.across : nullptr, reps };
 }
 
+/* Blocks on a multiprocessor. Measured on an H100, 64 rows of V2-Lite's experts: two with rings of two 352 us; one with rings of
+   five 403, of three 391, of two 421. */
+constexpr int FM_PER_SM = 2;
+
 template <int F8, int NT> struct fm_stream {
-  static constexpr int RING = NT <= 2 ? 5 : 4, PITCH = 256 + 64, SLOT = 16 * PITCH;        /* +64: two rows' lanes meet different banks */
+  static constexpr int RING = 2, PITCH = 256 + 64, SLOT = 16 * PITCH;        /* +64: two rows' lanes meet different banks */
   static constexpr int STEP = F8 ? 64 : 32;                                  /* of K, a lane's 16 bytes times four lanes */
   static constexpr int PART = F8 ? 64 : 32, CHUNK = F8 ? 256 : 128;          /* K is dealt to the warps in parts; a slot of K */
   static constexpr size_t SHARED = 8 * RING * (size_t)SLOT + 2 * 8 * 16 * NT * 8 * sizeof(float);
@@ -117,35 +121,47 @@ template <int F8, int NT> struct fm_stream {
   __device__ __forceinline__ void run(float (&acc)[NT][4], const fm_tile &t, T tile, const X (&x)[NT]) {
     int from, to, g = lane / 4, q = lane % 4;
     range(t.cols, &from, &to);
+    constexpr int STEPS = CHUNK / STEP, EACH = F8 ? 2 : 1;
     for (int k0 = from; k0 < to; k0 += CHUNK) {
+      uint4 v[STEPS][NT <= 2 ? NT : 1][EACH];        // few inputs are fetched while the weights are on their way
+      auto input = [&](uint4 (&to_)[EACH], int u, int n) {
+        int kk = k0 + u * STEP + q * (STEP / 4);
+        bool in = x[n].row && kk < t.cols && k0 + u * STEP < to;
+#pragma unroll
+        for (int h = 0; h < EACH; h++) {
+          to_[h] = { 0, 0, 0, 0 };
+          if (in) to_[h] = fm_input8(x[n], kk + 8 * h, F8 ? FM_F8_INPUT : 1.0f);
+        }
+      };
+      if constexpr (NT <= 2)
+#pragma unroll
+        for (int u = 0; u < STEPS; u++)
+#pragma unroll
+          for (int n = 0; n < NT; n++) input(v[u][n], u, n);
       asm volatile("cp.async.wait_group %0;" :: "n"(RING - 2) : "memory");
       __syncwarp();
       const char *at = ring + slot % RING * SLOT + q * 16;
 #pragma unroll
-      for (int u = 0; u < CHUNK / STEP; u++) {
-        int kk = k0 + u * STEP + q * (STEP / 4);
+      for (int u = 0; u < STEPS; u++) {
         if (k0 + u * STEP >= to) break;
         uint4 a = *(const uint4 *)(at + g * PITCH + u * 64), b = *(const uint4 *)(at + (g + 8) * PITCH + u * 64);
 #pragma unroll
         for (int n = 0; n < NT; n++) {
-          bool in = x[n].row && kk < t.cols;
-          uint4 v = { 0, 0, 0, 0 };
-          if (in) v = fm_input8(x[n], kk, F8 ? FM_F8_INPUT : 1.0f);
+          if constexpr (NT > 2) input(v[0][0], u, n);
+          const uint4 (&in)[EACH] = v[NT <= 2 ? u : 0][NT <= 2 ? n : 0];
           if constexpr (F8) {
             float blk[4] = {};
-            uint4 v2 = { 0, 0, 0, 0 };
-            if (in) v2 = fm_input8(x[n], kk + 8, FM_F8_INPUT);
-            fm_mma(blk, fm_f8_pair(a.x, 0), fm_f8_pair(b.x, 0), fm_f8_pair(a.x, 1), fm_f8_pair(b.x, 1), v.x, v.y);
-            fm_mma(blk, fm_f8_pair(a.y, 0), fm_f8_pair(b.y, 0), fm_f8_pair(a.y, 1), fm_f8_pair(b.y, 1), v.z, v.w);
-            fm_mma(blk, fm_f8_pair(a.z, 0), fm_f8_pair(b.z, 0), fm_f8_pair(a.z, 1), fm_f8_pair(b.z, 1), v2.x, v2.y);
-            fm_mma(blk, fm_f8_pair(a.w, 0), fm_f8_pair(b.w, 0), fm_f8_pair(a.w, 1), fm_f8_pair(b.w, 1), v2.z, v2.w);
+            fm_mma(blk, fm_f8_pair(a.x, 0), fm_f8_pair(b.x, 0), fm_f8_pair(a.x, 1), fm_f8_pair(b.x, 1), in[0].x, in[0].y);
+            fm_mma(blk, fm_f8_pair(a.y, 0), fm_f8_pair(b.y, 0), fm_f8_pair(a.y, 1), fm_f8_pair(b.y, 1), in[0].z, in[0].w);
+            fm_mma(blk, fm_f8_pair(a.z, 0), fm_f8_pair(b.z, 0), fm_f8_pair(a.z, 1), fm_f8_pair(b.z, 1), in[1].x, in[1].y);
+            fm_mma(blk, fm_f8_pair(a.w, 0), fm_f8_pair(b.w, 0), fm_f8_pair(a.w, 1), fm_f8_pair(b.w, 1), in[1].z, in[1].w);
             int block = (k0 + u * STEP) / 128;
             float s0 = t.top_scale[block] * FM_F8_UNIT, s1 = t.bottom_scale[block] * FM_F8_UNIT;
             acc[n][0] = fmaf(blk[0], s0, acc[n][0]), acc[n][1] = fmaf(blk[1], s0, acc[n][1]);
             acc[n][2] = fmaf(blk[2], s1, acc[n][2]), acc[n][3] = fmaf(blk[3], s1, acc[n][3]);
           } else {
-            fm_mma(acc[n], a.x, b.x, a.y, b.y, v.x, v.y);
-            fm_mma(acc[n], a.z, b.z, a.w, b.w, v.z, v.w);
+            fm_mma(acc[n], a.x, b.x, a.y, b.y, in[0].x, in[0].y);
+            fm_mma(acc[n], a.z, b.z, a.w, b.w, in[0].z, in[0].w);
           }
         }
       }
@@ -172,7 +188,7 @@ template <int NT> __device__ __forceinline__ float fm_skinny_sum(const float *re
   return v;
 }
 
-/* Weights that the skinny kernels can read: 16-byte rows; and a device whose blocks can have 227 KB of shared memory. */
+/* Weights that the skinny kernels can read: 16-byte rows; and a device whose multiprocessors have room for two blocks' rings. */
 inline bool fm_skinny_fits(fm_ctx *c, const fm_mat *w) {
   return fm_cuda_of(c)->major == 9 &&
          ((w->dtype == FM_BF16 && w->cols % 8 == 0) || (w->dtype == FM_F8_E4M3 && w->cols % 16 == 0));
