@@ -215,9 +215,10 @@ __device__ void combine_one(float *lat, float *weight, const attn &a, const fm_s
   }
 }
 
-/* A block: one head, R rows, 32 values of the head; a warp makes four of them. shared: lat (R, rank), weight (cuts). */
+/* A block: one head, R rows, 32 values of the head; a warp makes four of them. shared: weight (cuts, rounded), lat (R, rank). */
 template <int R> __global__ void __launch_bounds__(256) combine_kernel(attn a) {
-  extern __shared__ float lat[];
+  extern __shared__ __align__(16) float weight[];
+  float *lat = weight + (a.cuts + 3) / 4 * 4;
   int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   int64_t row0 = blockIdx.z * (int64_t)R;
   fm_wait();
@@ -226,7 +227,7 @@ template <int R> __global__ void __launch_bounds__(256) combine_kernel(attn a) {
   for (int i = 0; i < rows; i++) {
     const fm_span *s = span_of(a.s, a.row0 + row0 + i);
     here |= (uint32_t)(s != nullptr) << i;
-    combine_one(lat + i * a.rank, lat + R * a.rank, a, s, a.row0 + row0 + i, h, a.rank);
+    combine_one(lat + i * a.rank, weight, a, s, a.row0 + row0 + i, h, a.rank);
   }
   __syncthreads();
   for (int d = blockIdx.y * 32 + warp; d < (int)blockIdx.y * 32 + 32 && d < a.v; d += 8) {
@@ -257,7 +258,8 @@ template <int F8> __device__ __forceinline__ void ask_values(uint4 (&w)[4][2], c
 }
 
 template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_kernel(attn a) {
-  extern __shared__ float lat[];
+  extern __shared__ __align__(16) float weight[];
+  float *lat = weight + (a.cuts + 3) / 4 * 4;
   int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = a.v / gridDim.y, v0 = blockIdx.y * each + warp * 4;
   int64_t row0 = blockIdx.z * (int64_t)R, r0 = (int64_t)h * (a.nope + a.v) + a.nope + v0;
   uint4 w[4][2];
@@ -269,7 +271,7 @@ template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_ker
   for (int i = 0; i < rows; i++) {
     const fm_span *s = span_of(a.s, a.row0 + row0 + i);
     here |= (uint32_t)(s != nullptr) << i;
-    combine_one(lat + i * 512, lat + R * 512, a, s, a.row0 + row0 + i, h, 512);
+    combine_one(lat + i * 512, weight, a, s, a.row0 + row0 + i, h, 512);
   }
   __syncthreads();
   for (int v = 0; v < each; v += 32) {
@@ -307,7 +309,7 @@ template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_ker
 __global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
   int64_t row = a.row0 + blockIdx.x / a.heads;
   int h = blockIdx.x % a.heads;
-  extern __shared__ float weight[];
+  extern __shared__ __align__(16) float weight[];
   fm_wait();
   const fm_span *s = span_of(a.s, row);
   if (s) combine_one(a.out + row * a.ldo + (int64_t)h * a.v, weight, a, s, row, h, a.v);
@@ -541,7 +543,7 @@ template <int F8> static void absorb_and_combine(fm_ctx *c, const attn *x, bool 
   int r = x->n == 1 ? 1 : 4;
   unsigned groups = (unsigned)((x->n + r - 1) / r);
   dim3 ga((unsigned)x->heads, (unsigned)(x->rank / 128 + 1), groups), gc((unsigned)x->heads, r == 1 ? (unsigned)(x->v / 32) : 1, groups);
-  size_t shared = (r * 512 + x->cuts) * sizeof(float);
+  size_t shared = (r * 512 + (x->cuts + 3) / 4 * 4) * sizeof(float);
   if (!combine && r == 1) fm_launch(c, absorb_fast_kernel<F8, 1>, ga, 256, 0, *x);
   else if (!combine) fm_launch(c, absorb_fast_kernel<F8, 4>, ga, 256, 0, *x);
   else if (r == 1) fm_launch(c, combine_fast_kernel<F8, 1>, gc, 256, shared, *x);
@@ -574,7 +576,7 @@ static fm_status plain_rows(fm_ctx *c, attn *x) {
   plain_form f = { x->qa32, (int64_t)x->heads * x->width, x->width, x->row0, x->width, 0, x->rank, x->heads };
   TRY(plain_parts(c, x, &f));
   fm_launch(c, combine_kernel<COMBINE_ROWS>, dim3((unsigned)x->heads, (unsigned)((x->v + 31) / 32), groups), 256,
-            (COMBINE_ROWS * x->rank + x->cuts) * sizeof(float), *x);
+            (COMBINE_ROWS * x->rank + (x->cuts + 3) / 4 * 4) * sizeof(float), *x);
   return fm_cuda_launched(c, "mla_decode");
 }
 
@@ -601,7 +603,7 @@ fm_status fm_cuda_gqa(fm_ctx *c, const fm_attn *a) {
     x.n = (int)(n - x.row0 < step ? n - x.row0 : step);
     TRY(take_parts(c, &x, x.v));
     TRY(plain_parts(c, &x, &f));
-    fm_launch(c, combine_gqa_kernel, (unsigned)(x.n * x.heads), 256, x.cuts * sizeof(float), x);
+    fm_launch(c, combine_gqa_kernel, (unsigned)(x.n * x.heads), 256, (x.cuts + 3) / 4 * 4 * sizeof(float), x);
     c->slab_used = used;
   }
   return fm_cuda_launched(c, "gqa");
