@@ -88,10 +88,10 @@ lint:                      ## warnings of two compilers as errors, luacheck
 	  for f in csrc/*/*.c spec/c/*.c examples/*/*.c; do $$c $(CFLAGS) -Werror -fsyntax-only $$f || exit 1; done; done
 	luacheck -q lua $(wildcard lua/bin/fathom) examples spec
 asan:                      ## everything under AddressSanitizer and UBSan
-	@$(MAKE) --no-print-directory -s run-tests BUILD=$(BUILD)/asan OPT="-O1 -g" \
+	@$(MAKE) --no-print-directory -s run-tests CUDA=0 BUILD=$(BUILD)/asan OPT="-O1 -g" \
 	  SAN="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer" FATHOM_ASAN=1
 tsan:                      ## the C tests under ThreadSanitizer
-	@$(MAKE) --no-print-directory -s BUILD=$(BUILD)/tsan OPT="-O1 -g" SAN="-fsanitize=thread" run-c-tests
+	@$(MAKE) --no-print-directory -s CUDA=0 BUILD=$(BUILD)/tsan OPT="-O1 -g" SAN="-fsanitize=thread" run-c-tests
 run-c-tests: $(CTESTS) $(TOKENIZERS)
 	@for t in $(CTESTS); do echo "== $$t"; $$t || exit 1; done
 memcheck: $(CTESTS)        ## the C tests under valgrind

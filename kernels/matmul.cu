@@ -189,7 +189,7 @@ template <int F8> struct dense_tiles {
   }
 };
 
-template <int F8, int NT, bool F32X> __global__ void __launch_bounds__(256, 2) skinny_kernel(const __grid_constant__ skinny_list list) {
+template <int F8, int NT, bool F32X> __global__ void __launch_bounds__(256, NT > 4 ? 1 : 2) skinny_kernel(const __grid_constant__ skinny_list list) {
   extern __shared__ __align__(16) char shared[];
   __shared__ float inv[4][8];            // of each product's rows, where x is normed here
   using S = fm_stream<F8, NT>;
