@@ -115,7 +115,8 @@ format:                    ## clang-format over the C files
 	clang-format -i csrc/*/*.[ch] csrc/*.h spec/c/*.c
 install: all               ## to PREFIX: module, Lua files, command, libraries, header, pocket
 	install -d $(PREFIX)/lib/lua/5.4 $(PREFIX)/share/lua/5.4/fathom $(PREFIX)/bin $(PREFIX)/include
-	install -m 755 $(BUILD)/fathom.so $(PREFIX)/lib/lua/5.4/
+	install -m 755 $(BUILD)/fathom.so $(wildcard $(BUILD)/fathom_cuda.so) $(PREFIX)/lib/lua/5.4/
+	$(if $(wildcard $(BUILD)/fathom_cuda.so),ln -sf lua/5.4/fathom_cuda.so $(PREFIX)/lib/fathom_cuda.so)
 	install -m 644 $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(PREFIX)/lib/
 	install -m 644 csrc/fathom.h $(PREFIX)/include/
 	cp -r lua/fathom/. $(PREFIX)/share/lua/5.4/fathom/
@@ -124,7 +125,7 @@ install: all               ## to PREFIX: module, Lua files, command, libraries, 
 	install -m 755 lua/bin/fathom $(PREFIX)/bin/
 rock:                      # what LuaRocks calls after building
 	install -d $(ROCK_LIB) $(ROCK_LUA)/fathom/pocket $(ROCK_BIN)
-	install -m 755 $(BUILD)/fathom.so $(ROCK_LIB)/
+	install -m 755 $(BUILD)/fathom.so $(wildcard $(BUILD)/fathom_cuda.so) $(ROCK_LIB)/
 	cp -r lua/fathom/. $(ROCK_LUA)/fathom/
 	install -m 644 examples/pocket/*.json examples/pocket/*.safetensors examples/pocket/MODEL.md $(ROCK_LUA)/fathom/pocket/
 	install -m 755 lua/bin/fathom $(ROCK_BIN)/

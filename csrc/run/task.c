@@ -111,6 +111,9 @@ static fm_status check_ids(const fm_model *m, const int32_t *ids, int64_t n, fm_
   if (n > m->ctx) {
     fm_fail(err, FM_EOVERFLOW, "the prompt has %lld tokens, the context holds %lld", (long long)n,
             (long long)m->ctx);
+    if (n > m->cfg.max_position_embeddings)
+      return fm_hint(err, FM_EOVERFLOW, "the model itself goes no further than %lld: shorten the prompt",
+                     (long long)m->cfg.max_position_embeddings);
     return fm_hint(err, FM_EOVERFLOW, "load with ctx = %lld or more, or shorten the prompt", (long long)n);
   }
   for (int64_t i = 0; i < n; i++)
