@@ -1,5 +1,5 @@
 /*
-** moe.cu - the router's choice, and the experts: slots (row, k) are sorted by expert on the device, each chosen expert is read
+** moe.cu - the router's choice, and the experts (those of prompts on Hopper: moe_prompt.cu). Slots (row, k) are sorted by expert on the device, each chosen expert is read
 ** once for all its rows, and the answers are added in slot order.
 **
 **   route -> sort (+ inputs in bf16) -> gate, up, silu -> down -> combine
@@ -8,8 +8,8 @@
 */
 #include <math.h>
 
+#include "moe.cuh"
 #include "skinny.cuh"
-#include "sm90/grouped.cuh"
 
 /* ---- router: a warp a row ---- */
 
@@ -119,13 +119,6 @@ fm_status fm_cuda_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const f
 
 /* ---- sort: slots by expert, stable; blocks from 1 on make the inputs ---- */
 
-struct sorted {
-  int32_t *start;                        /* (experts + 1) first place of each expert */
-  int32_t *row;                          /* (slots) place -> row */
-  int32_t *place;                        /* (slots) slot -> place */
-  int32_t *active, *n_active;            /* experts with rows */
-};
-
 struct input_job { bf16 *xb; float *inv; const float *x, *norm; float eps; int64_t dim; };
 
 __device__ void sort_slots(const int32_t *id, int slots, int k, int experts, const sorted &s) {
@@ -194,8 +187,6 @@ __global__ void __launch_bounds__(1024) sort_kernel(const int32_t *id, int slots
 }
 
 /* ---- gate and up, then down: grouped skinny products ---- */
-
-struct stack { fm_dmat w; int64_t step, scale_step; };      /* expert e's matrix at data + e * step */
 
 struct expert_job {
   sorted s;
@@ -457,7 +448,7 @@ __global__ void combine_kernel(float *out, const float *y, const float *weight, 
   out[i * dim + d] = shared ? v + shared[i * dim + d] : v;
 }
 
-static void combine(fm_ctx *c, float *out, const float *y, const float *weight, const int32_t *place, const float *shared,
+void fm_moe_combine(fm_ctx *c, float *out, const float *y, const float *weight, const int32_t *place, const float *shared,
                     const fm_experts *e, int64_t n) {
   fm_launch(c, combine_kernel, dim3((unsigned)((e->hidden_size + 255) / 256), (unsigned)n), 256, 0, out, y, weight, place, shared,
             (int)e->top_k, e->hidden_size);
@@ -489,7 +480,7 @@ static fm_status plain_experts(fm_ctx *c, float *out, const float *x, const int3
   plain_expert first = { *gate, *up, x, h, id, (int)e->top_k, (int)n }, second = { *down, {}, h, y, id, 1, (int)n };
   fm_launch(c, plain_expert_kernel, dim3((unsigned)slots, (unsigned)((m + 7) / 8)), 256, 0, first);
   fm_launch(c, plain_expert_kernel, dim3((unsigned)slots, (unsigned)((d + 7) / 8)), 256, 0, second);
-  combine(c, out, y, weight, NULL, NULL, e, n);
+  fm_moe_combine(c, out, y, weight, NULL, NULL, e, n);
   TRY(fm_cuda_launched(c, "experts"));
   if (!e->shared_gate) return FM_OK;
   int64_t wide = e->shared_gate->rows;
@@ -559,7 +550,7 @@ static fm_status skinny_experts(fm_ctx *c, float *out, const float *x, const int
             (int)e->n_experts, j.s, in);
   if (gate->w.dtype == FM_F8_E4M3) launch_experts<1>(c, j);
   else launch_experts<0>(c, j);
-  combine(c, out, j.y, weight, j.s.place, j.shared_y, e, n);
+  fm_moe_combine(c, out, j.y, weight, j.s.place, j.shared_y, e, n);
   return fm_cuda_launched(c, "experts");
 }
 
@@ -586,217 +577,6 @@ static fm_status one_row(fm_ctx *c, float *out, const float *x, const int32_t *i
   return fm_cuda_launched(c, "experts");
 }
 
-/* ---- prompts on Hopper: a sort of many slots, gathered inputs, grouped products ---- */
-
-constexpr int CHUNK = 256;               /* slots a block */
-
-/* This thread's rank among the block's slots of its expert, in slot order; count: (8 warps, experts). */
-__device__ int rank_in_block(int32_t *count, int e, int experts) {
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  for (int i = threadIdx.x; i < 8 * experts; i += CHUNK) count[i] = 0;
-  __syncthreads();
-  uint32_t same = __match_any_sync(~0u, e);
-  int rank = __popc(same & ((1u << lane) - 1));
-  if (e >= 0 && rank == 0) count[warp * experts + e] = __popc(same);
-  __syncthreads();
-  for (int w = 0; e >= 0 && w < warp; w++) rank += count[w * experts + e];
-  return rank;
-}
-
-__global__ void __launch_bounds__(CHUNK) count_kernel(const int32_t *id, int slots, int experts, int32_t *chunk) {
-  extern __shared__ int32_t warps[];
-  fm_wait();
-  int i = blockIdx.x * CHUNK + threadIdx.x;
-  rank_in_block(warps, i < slots ? id[i] : -1, experts);
-  for (int e = threadIdx.x; e < experts; e += CHUNK) {
-    int n = 0;
-    for (int w = 0; w < 8; w++) n += warps[w * experts + e];
-    chunk[blockIdx.x * experts + e] = n;
-  }
-}
-
-/* chunk[c][e] becomes the first place of the chunk's slots of e. One block. */
-__global__ void __launch_bounds__(1024) start_kernel(int32_t *chunk, int chunks, int experts, int32_t *start) {
-  extern __shared__ int32_t total[];
-  fm_wait();
-  for (int e = threadIdx.x; e < experts; e += 1024) {
-    int n = 0;
-    for (int c = 0; c < chunks; c++) n += chunk[c * experts + e];
-    total[e] = n;
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    int at = 0;
-    for (int e = 0; e < experts; e++) {
-      int n = total[e];
-      total[e] = at;
-      start[e] = at;
-      at += n;
-    }
-    start[experts] = at;
-  }
-  __syncthreads();
-  for (int e = threadIdx.x; e < experts; e += 1024) {
-    int at = total[e];
-    for (int c = 0; c < chunks; c++) {
-      int n = chunk[c * experts + e];
-      chunk[c * experts + e] = at;
-      at += n;
-    }
-  }
-}
-
-__global__ void __launch_bounds__(CHUNK) place_kernel(const int32_t *id, int slots, int experts, const int32_t *chunk, int32_t *place) {
-  extern __shared__ int32_t warps[];
-  fm_wait();
-  int i = blockIdx.x * CHUNK + threadIdx.x, e = i < slots ? id[i] : -1, rank = rank_in_block(warps, e, experts);
-  if (e >= 0) place[i] = chunk[blockIdx.x * experts + e] + rank;
-}
-
-/* Eight f32 to f8 with one scale: what 16 lanes share, 128 elements. */
-__device__ __forceinline__ uint2 quantise8(const float (&v)[8], float *scale) {
-  float big = 0;
-#pragma unroll
-  for (int i = 0; i < 8; i++) big = fmaxf(big, fabsf(v[i]));
-  for (int o = 8; o; o >>= 1) big = fmaxf(big, __shfl_xor_sync(~0u, big, o));
-  float s = big > 0 ? big / 448.0f : 1.0f, inv = 1.0f / s;
-  uint8_t b[8];
-#pragma unroll
-  for (int i = 0; i < 8; i++) b[i] = __nv_cvt_float_to_fp8(v[i] * inv, __NV_SATFINITE, __NV_E4M3);
-  *scale = s;
-  return *(const uint2 *)b;
-}
-
-struct gather_job {
-  const float *x, *norm; float eps;
-  const int32_t *place;
-  bf16 *xb;                              /* (n, dim): for the shared expert; NULL: none */
-  void *xg; float *xs;                   /* (slots, dim) by place: bf16, or f8 with scales */
-  int dim, k;
-};
-
-/* A row, normed, to all its places. */
-template <int F8> __global__ void __launch_bounds__(256) gather_kernel(gather_job j) {
-  fm_wait();
-  int64_t row = blockIdx.x;
-  const float *x = j.x + row * j.dim;
-  float inv = j.norm ? fm_inv_rms(x, j.dim, j.eps) : 1.0f;
-  const int32_t *place = j.place + row * j.k;
-  for (int i0 = 0; i0 < j.dim; i0 += 2048) {
-    int i = i0 + threadIdx.x * 8;
-    bool in = i < j.dim;
-    float v[8] = {};
-    if (in)
-#pragma unroll
-      for (int e = 0; e < 8; e++) v[e] = x[i + e] * inv * (j.norm ? j.norm[i + e] : 1.0f);
-    uint4 h = { fm_pack(v[0], v[1]), fm_pack(v[2], v[3]), fm_pack(v[4], v[5]), fm_pack(v[6], v[7]) };
-    if (in && j.xb) *(uint4 *)(j.xb + row * j.dim + i) = h;
-    if constexpr (F8) {
-      float scale;
-      uint2 q = quantise8(v, &scale);
-      for (int s = 0; s < j.k && in; s++) {
-        *(uint2 *)((uint8_t *)j.xg + (int64_t)place[s] * j.dim + i) = q;
-        if (threadIdx.x % 16 == 0) j.xs[(int64_t)place[s] * (j.dim / 128) + i / 128] = scale;
-      }
-    } else {
-      for (int s = 0; s < j.k && in; s++) *(uint4 *)((bf16 *)j.xg + (int64_t)place[s] * j.dim + i) = h;
-    }
-  }
-}
-
-/* Rows of bf16 (slots, dim) to f8 with scales. */
-__global__ void __launch_bounds__(256) quantise_kernel(uint8_t *out, float *scale, const bf16 *h, int64_t len) {
-  fm_wait();
-  int64_t i = (blockIdx.x * (int64_t)256 + threadIdx.x) * 8;
-  float v[8] = {}, s;
-  if (i < len) {
-    uint4 raw = *(const uint4 *)(h + i);
-    fm_eight<0>(v, raw);
-  }
-  uint2 q = quantise8(v, &s);
-  if (i >= len) return;
-  *(uint2 *)(out + i) = q;
-  if (threadIdx.x % 16 == 0) scale[i / 128] = s;
-}
-
-static fm_status sort_many(fm_ctx *c, sorted *s, const int32_t *id, int64_t slots, int64_t experts) {
-  int32_t *chunk;
-  unsigned chunks = (unsigned)((slots + CHUNK - 1) / CHUNK);
-  TRY(fm_cuda_take_n(c, &s->start, experts + 1));
-  TRY(fm_cuda_take_n(c, &s->place, slots));
-  TRY(fm_cuda_take_n(c, &chunk, chunks * experts));
-  fm_launch(c, count_kernel, chunks, CHUNK, 8 * experts * 4, id, (int)slots, (int)experts, chunk);
-  fm_launch(c, start_kernel, 1, 1024, experts * 4, chunk, (int)chunks, (int)experts, s->start);
-  fm_launch(c, place_kernel, chunks, CHUNK, 8 * experts * 4, id, (int)slots, (int)experts, (const int32_t *)chunk, s->place);
-  return fm_cuda_launched(c, "sorting slots");
-}
-
-__global__ void __launch_bounds__(256) gate_kernel(bf16 *h, const float *gate, const float *up, int64_t len) {
-  fm_wait();
-  int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x;
-  if (i < len) h[i] = __float2bfloat16_rn(fm_silu(gate[i]) * up[i]);
-}
-
-static fm_status shared_many(fm_ctx *c, float *out, const bf16 *xb, const fm_experts *e, int64_t n) {
-  int64_t d = e->hidden_size, wide = e->shared_gate->rows;
-  float *g, *u;
-  bf16 *h;
-  TRY(fm_cuda_take_n(c, &g, n * wide));
-  TRY(fm_cuda_take_n(c, &u, n * wide));
-  TRY(fm_cuda_take_n(c, &h, n * wide));
-  TRY(fm_cuda_gemm(c, e->shared_gate, xb, d, g, wide, false, NULL, n, false));
-  TRY(fm_cuda_gemm(c, e->shared_up, xb, d, u, wide, false, NULL, n, false));
-  fm_launch(c, gate_kernel, (unsigned)((n * wide + 255) / 256), 256, 0, h, (const float *)g, (const float *)u, n * wide);
-  return fm_cuda_gemm(c, e->shared_down, h, wide, out, d, false, NULL, n, true);
-}
-
-/* Fills in what both products share; true when the device can. */
-static bool plan_grouped(fm_ctx *c, fm_grouped g[2], const fm_experts *e, const stack *gate, const stack *up, const stack *down, int64_t n) {
-  int64_t d = e->hidden_size, m = e->moe_intermediate_size, size = gate->w.dtype == FM_F8_E4M3 ? 1 : 2;
-  bool f8 = size == 1;
-  auto step = [&](const stack *s) { return s->step ? s->step : m * d * size; };
-  g[0] = { .f8 = f8, .w = gate->w.data, .up = up->w.data, .w_step = step(gate), .up_step = step(up), .ws = gate->w.scale,
-           .us = up->w.scale, .ws_step = gate->scale_step, .us_step = up->scale_step, .experts = (int)e->n_experts,
-           .slots = n * e->top_k, .n = m, .k = d };
-  g[1] = { .f8 = f8, .w = down->w.data, .w_step = step(down), .ws = down->w.scale, .ws_step = down->scale_step,
-           .experts = (int)e->n_experts, .slots = n * e->top_k, .n = d, .k = m };
-  return !c->generated && c->arithmetic == (f8 ? FM_F8_E4M3 : FM_BF16) && d % 8 == 0 && e->n_experts <= 1024 &&
-         fm_grouped_can(c, &g[0]) && fm_grouped_can(c, &g[1]) && (!e->shared_gate || fm_cuda_has_gemm(c));
-}
-
-static fm_status grouped_experts(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
-                                 fm_grouped g[2], int64_t n) {
-  int64_t d = e->hidden_size, m = e->moe_intermediate_size, slots = n * e->top_k, size = g->f8 ? 1 : 2;
-  sorted s;
-  gather_job in = { .x = x, .norm = e->norm, .eps = e->eps, .dim = (int)d, .k = (int)e->top_k };
-  bf16 *h;
-  TRY(sort_many(c, &s, id, slots, e->n_experts));
-  if (e->shared_gate) TRY(fm_cuda_take_n(c, &in.xb, n * d));
-  TRY(fm_cuda_take(c, &in.xg, slots * d * size));
-  if (g->f8) TRY(fm_cuda_take_n(c, &in.xs, slots * (d / 128)));
-  TRY(fm_cuda_take_n(c, &h, slots * m));
-  in.place = s.place;
-  fm_launch(c, g->f8 ? gather_kernel<1> : gather_kernel<0>, (unsigned)n, 256, 0, in);
-  g[0].x = in.xg, g[0].xs = in.xs, g[0].out = h, g[0].start = g[1].start = s.start;
-  TRY(fm_grouped_run(c, &g[0]));
-  g[1].x = h;
-  if (g->f8) {
-    uint8_t *q;
-    float *qs;
-    TRY(fm_cuda_take_n(c, &q, slots * m));
-    TRY(fm_cuda_take_n(c, &qs, slots * (m / 128)));
-    fm_launch(c, quantise_kernel, (unsigned)((slots * m / 8 + 255) / 256), 256, 0, q, qs, (const bf16 *)h, slots * m);
-    g[1].x = q, g[1].xs = qs;
-  }
-  float *y;
-  TRY(fm_cuda_take_n(c, &y, slots * d));
-  g[1].out = y;
-  TRY(fm_grouped_run(c, &g[1]));
-  combine(c, out, y, weight, s.place, NULL, e, n);
-  TRY(fm_cuda_launched(c, "experts"));
-  return e->shared_gate ? shared_many(c, out, in.xb, e, n) : FM_OK;
-}
-
 /* Rows at a time: what the slots' answers take stays within bounds. */
 constexpr int64_t SLOT_BYTES = 512 << 20;
 
@@ -811,12 +591,12 @@ fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *
   bool skinny = all_skinny(c, e);
   int64_t used = c->slab_used;
   fm_grouped g[2];
-  if (n == 1 && skinny && k <= MOST_SLOTS && (uintptr_t)x % 16 == 0 && !plan_grouped(c, g, e, &gate, &up, &down, n))
+  if (n == 1 && skinny && k <= MOST_SLOTS && (uintptr_t)x % 16 == 0 && !fm_moe_plan(c, g, e, &gate, &up, &down, n))
     return one_row(c, out, x, topk_id, topk_weight, e, &gate, &up, &down);
   for (int64_t i = 0; i < n; i += step) {
     int64_t rows = n - i < step ? n - i : step;
-    if (skinny && plan_grouped(c, g, e, &gate, &up, &down, rows))
-      TRY(grouped_experts(c, out + i * d, x + i * d, topk_id + i * k, topk_weight + i * k, e, g, rows));
+    if (skinny && fm_moe_plan(c, g, e, &gate, &up, &down, rows))
+      TRY(fm_moe_grouped(c, out + i * d, x + i * d, topk_id + i * k, topk_weight + i * k, e, g, rows));
     else TRY((skinny ? skinny_experts : plain_experts)(c, out + i * d, x + i * d, topk_id + i * k, topk_weight + i * k, e, &gate, &up,
                                                   &down, rows));
     c->slab_used = used;

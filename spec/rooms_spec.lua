@@ -7,7 +7,7 @@ local may = {
 }
 -- kernels are a device's own room, beside csrc: base's status and the table, and nobody reaches into them
 may.kernels = { "base/status.h", "op/backend.h" }
-local kernel_headers = { ["cuda.cuh"] = true, ["skinny.cuh"] = true, ["attention.cuh"] = true }
+local kernel_headers = { ["cuda.cuh"] = true, ["skinny.cuh"] = true, ["attention.cuh"] = true, ["moe.cuh"] = true }
 -- libraries, and the files that alone know them
 local libraries = {
   ["lua.h"] = "^csrc/bind/", ["lauxlib.h"] = "^csrc/bind/", ["lualib.h"] = "^csrc/bind/",

@@ -1,0 +1,29 @@
+/*
+** moe.cuh - what the files of the experts share.
+*/
+#ifndef FM_KERNELS_MOE_CUH
+#define FM_KERNELS_MOE_CUH
+
+#include "sm90/grouped.cuh"
+
+/* Slots (row, k) by expert. */
+struct sorted {
+  int32_t *start;                        /* (experts + 1) first place of each expert */
+  int32_t *row;                          /* (slots) place -> row */
+  int32_t *place;                        /* (slots) slot -> place */
+  int32_t *active, *n_active;            /* experts with rows */
+};
+
+struct stack { fm_dmat w; int64_t step, scale_step; };      /* expert e's matrix at data + e * step */
+
+/* out[i] += sum over k of weight * y[place of slot], then the shared expert's; place NULL: slots stand in order. */
+void fm_moe_combine(fm_ctx *c, float *out, const float *y, const float *weight, const int32_t *place, const float *shared,
+                    const fm_experts *e, int64_t n);
+
+/* Fills in what both products share; true when the device can. */
+bool fm_moe_plan(fm_ctx *c, fm_grouped g[2], const fm_experts *e, const stack *gate, const stack *up, const stack *down, int64_t n);
+/* Experts of many rows: sorted, gathered, multiplied by experts, combined. */
+fm_status fm_moe_grouped(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
+                         fm_grouped g[2], int64_t n);
+
+#endif
