@@ -37,13 +37,21 @@ static void cuda_close(fm_device *dev) {
   free(d);
 }
 
+__global__ void probe_kernel() {}
+
 static fm_status open_parts(fm_cuda *d, fm_error *err) {
+  cudaFuncAttributes found;
   TRY(fm_cuda_check(err, cudaSetDevice(d->index), "choosing the device"));
   cudaDeviceGetAttribute(&d->n_sm, cudaDevAttrMultiProcessorCount, d->index);
   cudaDeviceGetAttribute(&d->major, cudaDevAttrComputeCapabilityMajor, d->index);
   cudaDeviceGetAttribute(&d->minor, cudaDevAttrComputeCapabilityMinor, d->index);
   snprintf(d->compute, sizeof d->compute, "%d.%d", d->major, d->minor);
   if (d->major < 8) return fm_fail(err, FM_EDEVICE, "cuda:%d has compute capability %s, 8.0 is the least", d->index, d->compute);
+  if (cudaFuncGetAttributes(&found, probe_kernel) != cudaSuccess) {
+    cudaGetLastError();
+    return fm_fail(err, FM_EDEVICE, "cuda:%d has compute capability %s, for which this build has no kernels (make CUDA_ARCH=...)",
+                   d->index, d->compute);
+  }
   return fm_cuda_check(err, cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking), "making a stream");
 }
 
