@@ -65,24 +65,24 @@ template <int T> __global__ void __launch_bounds__(256) exact_kernel(plain_job j
   fm_wait();
   if (r >= j.w.rows) return;
   float sum[T] = {}, square[T] = {};
-  for (int64_t i0_ = 0; i0_ < k / 4; i0_ += AHEAD * 32)
+  for (int64_t part = 0; part < k / 4; part += AHEAD * 32)
 #pragma unroll
-  for (int u = 0; u < AHEAD; u++) {
-    int64_t i = i0_ + u * 32 + lane;
-    if (i >= k / 4) break;
-    float4 a = i0_ ? w[i] : first[u];
-    if (norm) {
-      float4 b = norm[i];
-      a = { a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w };
-    }
+    for (int u = 0; u < AHEAD; u++) {
+      int64_t i = part + u * 32 + lane;
+      if (i >= k / 4) break;
+      float4 a = part ? w[i] : first[u];
+      if (norm) {
+        float4 b = norm[i];
+        a = { a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w };
+      }
 #pragma unroll
-    for (int t = 0; t < T; t++) {
-      if (i0 + t >= j.n) break;
-      float4 x = ((const float4 *)(j.x + (i0 + t) * j.ldx))[i];
-      square[t] = fmaf(x.w, x.w, fmaf(x.z, x.z, fmaf(x.y, x.y, fmaf(x.x, x.x, square[t]))));
-      sum[t] = fmaf(a.w, x.w, fmaf(a.z, x.z, fmaf(a.y, x.y, fmaf(a.x, x.x, sum[t]))));
+      for (int t = 0; t < T; t++) {
+        if (i0 + t >= j.n) break;
+        float4 x = ((const float4 *)(j.x + (i0 + t) * j.ldx))[i];
+        square[t] = fmaf(x.w, x.w, fmaf(x.z, x.z, fmaf(x.y, x.y, fmaf(x.x, x.x, square[t]))));
+        sum[t] = fmaf(a.w, x.w, fmaf(a.z, x.z, fmaf(a.y, x.y, fmaf(a.x, x.x, sum[t]))));
+      }
     }
-  }
 #pragma unroll
   for (int t = 0; t < T; t++) {
     if (i0 + t >= j.n) break;
