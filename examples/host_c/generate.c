@@ -25,7 +25,7 @@ static int drain(fm_model *m, fm_task *t, fm_error *err) {
   if (fm_task_finish(t, err) == FM_FAILED) return complain(err);
   fm_usage u = fm_task_usage(t);
   fprintf(stderr, "%lld tokens, %lld of %lld drafts right, %.0f tokens/s\n", (long long)u.completion,
-          (long long)u.accepted, (long long)u.drafted, (double)u.completion * 1e3 / u.decode_ms);
+          (long long)u.accepted, (long long)u.drafted, u.decode_ms > 0 ? (double)u.completion * 1e3 / u.decode_ms : 0.0);
   return 0;
 }
 
