@@ -10,9 +10,13 @@ enum {
   FEW = 4,                               /* rows up to which converting as we go is faster */
   TOKENS = 96,                           /* rows of a result tile: a multiple of every kernel's tile */
   PANEL_ROWS = 64,                       /* weight rows of a panel, at most */
-  PANEL = FM_CPU_SCRATCH - TOKENS * PANEL_ROWS,   /* floats of a panel: half of a 512 KiB L2 */
+  PANEL = 64 * 1024,                     /* floats of a panel: half of a 512 KiB L2 */
+  LEAST_ROWS = 4,                        /* weight rows of a panel, at least */
+  SCALED = 6,                            /* rows of x scaled at once for f8: a multiple of every kernel's tile */
   LEAST = 32 * 1024                      /* weights worth an item of their own: some microseconds */
 };
+
+_Static_assert(PANEL + TOKENS * PANEL_ROWS + SCALED * PANEL / LEAST_ROWS <= FM_CPU_SCRATCH, "a worker's scratch holds all three");
 
 typedef struct item_range { const fm_mm *mm; int64_t first, rows; } item_range;   /* items of mm begin at first */
 typedef struct job { const fm_cpu *cpu; const item_range *range; int64_t n; } job;
@@ -47,18 +51,33 @@ static void few(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, fl
   }
 }
 
-static void many(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, float *scratch) {
-  float *panel = scratch, *tile = scratch + PANEL;
+/* A tile of results of f8: the scales of the panel's block of rows go to the inputs, a few rows at a time. */
+static void scaled_gemm(const fm_cpu *cpu, const fm_mm *mm, int64_t i0, int64_t n, const float *scale, int64_t rows,
+                        const float *panel, float *tile, float *xs) {
   int64_t k = mm->w->cols;
-  cpu->simd->convert(panel, k, mm->w, r0, rows, 0, k);
+  for (int64_t i = 0; i < n; i += SCALED) {
+    int64_t part = n - i < SCALED ? n - i : SCALED;
+    for (int64_t r = 0; r < part; r++) cpu->simd->scale_blocks(xs + r * k, mm->x + (i0 + i + r) * mm->ldx, scale, k);
+    cpu->simd->gemm(tile + i * rows, rows, xs, k, part, panel, k, rows, k);
+  }
+}
+
+static void many(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, float *scratch) {
+  float *panel = scratch, *tile = scratch + PANEL, *xs = tile + TOKENS * PANEL_ROWS;
+  int64_t k = mm->w->cols;
+  fm_mat bare = *mm->w;
+  const float *scale = bare.scale ? bare.scale + r0 / 128 * ((k + 127) / 128) : NULL;
+  bare.scale = NULL;
+  cpu->simd->convert(panel, k, &bare, r0, rows, 0, k);
   for (int64_t i = 0; i < mm->n; i += TOKENS) {
     int64_t n = mm->n - i < TOKENS ? mm->n - i : TOKENS;
-    cpu->simd->gemm(tile, rows, mm->x + i * mm->ldx, mm->ldx, n, panel, k, rows, k);
+    if (scale) scaled_gemm(cpu, mm, i, n, scale, rows, panel, tile, xs);
+    else cpu->simd->gemm(tile, rows, mm->x + i * mm->ldx, mm->ldx, n, panel, k, rows, k);
     settle(mm, tile, rows, i, n, r0, rows);
   }
 }
 
-static bool use_panels(const fm_mm *mm) { return mm->n > FEW && 4 * mm->w->cols <= PANEL; }
+static bool use_panels(const fm_mm *mm) { return mm->n > FEW && LEAST_ROWS * mm->w->cols <= PANEL; }
 
 static void run_item(void *arg, int64_t item, int worker) {
   const job *j = arg;
@@ -79,8 +98,10 @@ static void run_item(void *arg, int64_t item, int worker) {
 static int64_t item_rows(const fm_cpu *cpu, const fm_mm *mm, int64_t total) {
   int64_t k = mm->w->cols > 0 ? mm->w->cols : 1, rows;
   if (use_panels(mm)) {
-    rows = PANEL / k / 4 * 4;
-    return rows < PANEL_ROWS ? rows : PANEL_ROWS;
+    rows = PANEL / k / LEAST_ROWS * LEAST_ROWS;
+    if (rows > PANEL_ROWS) rows = PANEL_ROWS;
+    while (mm->w->scale && rows & (rows - 1)) rows &= rows - 1;    // a panel of f8 has one row of scales
+    return rows;
   }
   int64_t share = total / (fm_pool_threads(cpu->pool) * 8);
   rows = ((share > LEAST ? share : LEAST) / k + 15) / 16 * 16;

@@ -6,8 +6,9 @@
 
 enum { BLOCK = 128 };                    /* f8 scales: columns and rows of a block */
 
-/* f8 bits moved into an f32 come out times 2^-120; scales undo it. Loading keeps scales below 2^7. */
-#define F8_SHIFT 0x1p120f
+/* f8 bits moved into an f32 come out times 2^-120. Half of that is undone in the inputs, half in the sum: neither leaves f32's
+   range, and powers of two round nothing. */
+#define F8_HALF 0x1p60f
 
 /* exp of x <= 0 by 2^n * p(r), r = x - n ln 2 in +-0.35; the polynomial is exp's series to the seventh power, its
    remainder below 6e-9. Below -87 the result is 0, NaN stays NaN. */
@@ -26,10 +27,9 @@ static inline V v_exp(V x) {
   return zero_below(v_mul(p, pow2(n)), x);
 }
 
-static inline __attribute__((always_inline))
-void load_scales(V *s, const fm_mat *w, int64_t r0, const int nr, int64_t k) {
-  for (int r = 0; r < nr; r++)
-    s[r] = v_set(w->scale[(r0 + r) / BLOCK * ((w->cols + BLOCK - 1) / BLOCK) + k / BLOCK] * F8_SHIFT);
+/* The scale of row r0 at column k. */
+static inline float scale_at(const fm_mat *w, int64_t r0, int64_t k) {
+  return w->scale[r0 / BLOCK * ((w->cols + BLOCK - 1) / BLOCK) + k / BLOCK];
 }
 
 /* The last weights of a row, padded with zeros: never reads past the end of the row. */
@@ -40,48 +40,63 @@ V w_load_part(const fm_dtype t, const char *p, int64_t n) {
   return w_load(t, buf);
 }
 
-/* nt rows of x against nr rows of w, in registers; everything constant is known when it is inlined. */
+/* One vector of columns: f8's scale goes to the inputs, which all rows share. */
+static inline __attribute__((always_inline))
+void gemv_step(V (*acc)[MAX_R], const float *x, int64_t ldx, const char *row, int64_t ld, V s, const fm_dtype t,
+               const int nt, const int nr) {
+  V xv[MAX_T];
+  UNROLL for (int i = 0; i < nt; i++) xv[i] = t == FM_F8_E4M3 ? v_mul(v_load(x + i * ldx), s) : v_load(x + i * ldx);
+  UNROLL for (int r = 0; r < nr; r++) {
+    V v = w_load(t, row + r * ld);
+    UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(xv[i], v, acc[i][r]);
+  }
+}
+
+static inline __attribute__((always_inline))
+void gemv_rest(V (*acc)[MAX_R], const float *x, int64_t ldx, const char *row, int64_t ld, V s, const fm_dtype t,
+               const int nt, const int nr, int n) {
+  UNROLL for (int r = 0; r < nr; r++) {
+    V v = w_load_part(t, row + r * ld, n);
+    UNROLL for (int i = 0; i < nt; i++) {
+      V xv = v_load_part(x + i * ldx, n);
+      acc[i][r] = v_fma(t == FM_F8_E4M3 ? v_mul(xv, s) : xv, v, acc[i][r]);
+    }
+  }
+}
+
+/* nt rows of x against nr rows of w (f8: of one block of scales), in registers; everything constant is known when it is inlined. */
 static inline __attribute__((always_inline))
 void gemv_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const fm_mat *w, int64_t r0,
                const fm_dtype t, const int nt, const int nr) {
   const int64_t es = t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2, k = w->cols, whole = k / LANES * LANES;
-  const int64_t ld = k * es;
+  const int64_t ld = k * es, line = 64 / es;       // columns of a cache line
   const char *row = (const char *)w->data + r0 * ld;
-  V acc[MAX_T][MAX_R], s[MAX_R];
+  V acc[MAX_T][MAX_R], s = v_zero();
   UNROLL for (int i = 0; i < nt; i++)
     UNROLL for (int r = 0; r < nr; r++) acc[i][r] = v_zero();
   for (int64_t kb = 0; kb < k; kb += BLOCK) {
-    int64_t end = kb + BLOCK < whole ? kb + BLOCK : whole;
-    if (t == FM_F8_E4M3) load_scales(s, w, r0, nr, kb);
-    for (int64_t j = kb; j < end; j += LANES) {
-      UNROLL for (int r = 0; r < nr; r++) {
-        const char *p = row + r * ld + j * es;
-        if (j % (64 / es) == 0) __builtin_prefetch(p + nr * ld);
-        V v = w_load(t, p);
-        if (t == FM_F8_E4M3) v = v_mul(v, s[r]);
-        UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(v_load(x + i * ldx + j), v, acc[i][r]);
-      }
+    int64_t end = kb + BLOCK < whole ? kb + BLOCK : whole, j = kb;
+    if (t == FM_F8_E4M3) s = v_set(scale_at(w, r0, kb) * F8_HALF);
+    for (; j + line <= end; j += line) {
+      UNROLL for (int r = 0; r < nr; r++) __builtin_prefetch(row + (r + nr) * ld + j * es);
+      UNROLL for (int64_t l = 0; l < line; l += LANES)
+        gemv_step(acc, x + j + l, ldx, row + (j + l) * es, ld, s, t, nt, nr);
     }
-    if (kb + BLOCK >= k && whole < k) {
-      UNROLL for (int r = 0; r < nr; r++) {
-        V v = w_load_part(t, row + r * ld + whole * es, k - whole);
-        if (t == FM_F8_E4M3) v = v_mul(v, s[r]);
-        UNROLL for (int i = 0; i < nt; i++)
-          acc[i][r] = v_fma(v_load_part(x + i * ldx + whole, (int)(k - whole)), v, acc[i][r]);
-      }
-    }
+    for (; j < end; j += LANES) gemv_step(acc, x + j, ldx, row + j * es, ld, s, t, nt, nr);
+    if (kb + BLOCK >= k && whole < k) gemv_rest(acc, x + whole, ldx, row + whole * es, ld, s, t, nt, nr, (int)(k - whole));
   }
   UNROLL for (int i = 0; i < nt; i++)
-    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(acc[i][r]);
+    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(acc[i][r]) * (t == FM_F8_E4M3 ? F8_HALF : 1);
 }
 
-/* All rows for nt rows of x, GEMV_R at a time. */
+/* All rows for nt rows of x, nr at a time; f8 up to where a block of scales ends. */
 #define GEMV_ROWS(t, nt, nr)                                                              \
-  do {                                                                                    \
-    int64_t r = 0;                                                                        \
-    for (; r + (nr) <= rows; r += (nr)) gemv_tile(out + r, ldo, x, ldx, w, r0 + r, t, nt, nr); \
-    for (; r < rows; r++) gemv_tile(out + r, ldo, x, ldx, w, r0 + r, t, nt, 1);            \
-  } while (0)
+  for (int64_t r = 0, end; r < rows;) {                                                   \
+    end = t == FM_F8_E4M3 ? r + BLOCK - (r0 + r) % BLOCK : rows;                          \
+    if (end > rows) end = rows;                                                           \
+    for (; r + (nr) <= end; r += (nr)) gemv_tile(out + r, ldo, x, ldx, w, r0 + r, t, nt, nr); \
+    for (; r < end; r++) gemv_tile(out + r, ldo, x, ldx, w, r0 + r, t, nt, 1);            \
+  }
 
 #define GEMV_OF(name, t)                                                                   \
   static void name(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,         \
@@ -157,8 +172,7 @@ void convert_row(float *out, const fm_mat *w, const fm_dtype t, int64_t row, int
   const char *p = (const char *)w->data + (row * w->cols + c0) * es;
   for (int64_t j = 0; j < cols;) {
     int64_t block = BLOCK - (c0 + j) % BLOCK, end = j + block < cols ? j + block : cols;
-    V s = v_zero();
-    if (t == FM_F8_E4M3) load_scales(&s, w, row, 1, c0 + j);
+    V s = v_set((w->scale ? scale_at(w, row, c0 + j) : 1) * F8_HALF * F8_HALF);
     for (; j + LANES <= end; j += LANES) {
       V v = w_load(t, p + j * es);
       v_store(out + j, t == FM_F8_E4M3 ? v_mul(v, s) : v);
@@ -180,6 +194,16 @@ static void convert(float *out, int64_t ld, const fm_mat *w, int64_t r0, int64_t
       case FM_F8_E4M3: convert_row(o, w, FM_F8_E4M3, r0 + r, c0, cols); break;
       default: convert_row(o, w, FM_F32, r0 + r, c0, cols);
     }
+  }
+}
+
+static void scale_blocks(float *out, const float *x, const float *scale, int64_t k) {
+  for (int64_t j = 0; j < k;) {
+    int64_t end = j + BLOCK < k ? j + BLOCK : k;
+    V s = v_set(scale[j / BLOCK]);
+    for (; j + LANES <= end; j += LANES) v_store(out + j, v_mul(v_load(x + j), s));
+    if (j < end) v_store_part(out + j, v_mul(v_load_part(x + j, (int)(end - j)), s), (int)(end - j));
+    j = end;
   }
 }
 
