@@ -69,7 +69,7 @@ typedef struct fm_loader fm_loader;
 typedef struct fm_load_options {
   const char *device;       /* "auto", "cpu" (NULL: auto) */
   const char *dtype;        /* arithmetic: "auto", "f32" */
-  const char *cache_dtype;  /* "auto", "f32", "bf16" */
+  const char *cache_dtype;  /* "auto", "f32", "bf16", "fp8": MLA's latent in tiles of 128 with a scale */
   int64_t ctx;              /* tokens per sequence; 0: min(max_position_embeddings, 4096) */
   int64_t seqs;             /* sequences at once; 0: 4 */
   int threads;              /* 0: one per core; 1: no threads are made */

@@ -10,6 +10,8 @@
 #include <math.h>
 
 #include "attention.cuh"
+#include "mla.cuh"
+#include "quant.cuh"
 #include "skinny.cuh"
 #include "sm90/mla.cuh"
 #include "sm90/prompt.cuh"
@@ -126,6 +128,7 @@ struct plain_form {                      /* where a key and a value stand in a c
 };
 
 __device__ __forceinline__ float cache_at(const fm_dcache &k, const char *row, int i) {
+  if (k.dtype == FM_F8_E4M3) return fm_at8(row, i, k);
   return k.dtype == FM_F32 ? ((const float *)row)[i] : __bfloat162float(((const bf16 *)row)[i]);
 }
 
@@ -147,7 +150,7 @@ __global__ void __launch_bounds__(256) plain_part_kernel(attn a, plain_form f) {
   float m = -INFINITY, sum = 0, acc[PLAIN_DIMS] = {};
   for (int64_t j0 = begin; j0 < end && j0 <= last; j0 += 64) {
     const char *page = fm_cache_row(a.k, pages, j0);
-    int64_t pitch = a.k.width * (int64_t)(a.k.dtype == FM_F32 ? 4 : 2);
+    int64_t pitch = a.k.pitch;
     for (int j = warp; j < 64; j += 8) {
       float v = -INFINITY;
       if (j0 + j <= last && j0 + j >= s->first_key) {
@@ -315,174 +318,6 @@ __global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
   if (s) combine_one(a.out + row * a.ldo + (int64_t)h * a.v, weight, a, s, row, h, a.v);
 }
 
-/* ---- tensor-core parts of mla_decode: latent 512 + 64 in bf16 ----
-**
-** A block: 16 (row, head) pairs of one span and one cut. Eight warps.
-**   pages of 64 keys -> shared memory, two in flight (cp.async)
-**   scores: warp w makes those of keys 8w .. 8w+7 for the 16 queries; softmax over the page by all
-**   values: warp w sums latent columns 64w .. 64w+63
-*/
-
-constexpr int MLA_WIDTH = 576, MLA_RANK = 512, PITCH = MLA_WIDTH + 8, PP = 64 + 8;   /* +8: rows start in different banks */
-
-struct mla_shared {
-  bf16 page[2][64 * PITCH];
-  bf16 q[16 * PITCH];
-  bf16 p[16 * PP];
-  float score[16][65];
-  float keep[16], m[16], sum[16];
-};
-
-__device__ __forceinline__ uint32_t smem_at(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ void copy16(void *to, const void *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(smem_at(to)), "l"(from));
-}
-__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;"); }
-template <int N> __device__ __forceinline__ void copy_wait() { asm volatile("cp.async.wait_group %0;" :: "n"(N)); }
-__device__ __forceinline__ void matrix4(uint32_t (&r)[4], const void *p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem_at(p)));
-}
-__device__ __forceinline__ void matrix4_turned(uint32_t (&r)[4], const void *p) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem_at(p)));
-}
-
-__device__ __forceinline__ void fetch_page(mla_shared &sm, int buf, const char *from) {
-  for (int i = threadIdx.x; i < 64 * (MLA_WIDTH / 8); i += 256) {
-    int j = i / (MLA_WIDTH / 8), d = i % (MLA_WIDTH / 8) * 8;
-    copy16(sm.page[buf] + j * PITCH + d, from + (j * MLA_WIDTH + d) * 2);
-  }
-  copy_commit();
-}
-
-/* Item `item` of the call: which span, which 16 of its (row, head) pairs, which cut. False behind the last. */
-__device__ bool find_item(const attn &a, int64_t item, int *span, int *tile, int *cut) {
-  for (int i = 0; i < a.s.n; i++) {
-    const fm_span &s = a.s.span[i];
-    if (s.n == 0) continue;
-    int64_t tiles = (s.n * a.heads + 15) / 16, cuts = cut_of(s.index + s.n - 1) + 1;
-    if (item < tiles * cuts) {
-      *span = i, *tile = (int)(item % tiles), *cut = (int)(item / tiles);
-      return true;
-    }
-    item -= tiles * cuts;
-  }
-  return false;
-}
-
-__device__ void mla_item(mla_shared &sm, const attn &a, const fm_span s, int tile, int cut) {
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
-  int64_t pairs = s.n * a.heads, first = tile * (int64_t)16, begin = cut_begin(cut), end = cut_begin(cut + 1);
-  int64_t seen = s.index + (min(first + 15, pairs - 1)) / a.heads + 1;      // keys that the last query of the tile sees
-  end = end < seen ? end : seen;
-  const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta);
-  for (int i = threadIdx.x; i < 16 * (MLA_WIDTH / 8); i += 256) {
-    int r = i / (MLA_WIDTH / 8), d = i % (MLA_WIDTH / 8) * 8;
-    uint4 v = { 0, 0, 0, 0 };
-    if (first + r < pairs) v = *(const uint4 *)(a.qa16 + ((s.row * a.heads) + first + r) * MLA_WIDTH + d);
-    *(uint4 *)(sm.q + r * PITCH + d) = v;
-  }
-  if (threadIdx.x < 16) sm.m[threadIdx.x] = -INFINITY, sm.sum[threadIdx.x] = 0;
-  float acc[8][4] = {};
-  int n_pages = (int)((end - begin + 63) / 64);
-  // the last key that this lane's queries see, relative to the cut
-  int last0 = first + g < pairs ? (int)(s.index + (int)(first + g) / a.heads - begin) : -1;
-  int last1 = first + g + 8 < pairs ? (int)(s.index + (int)(first + g + 8) / a.heads - begin) : -1;
-  int from = (int)(s.first_key - begin), until = (int)(end - begin);
-  if (n_pages > 0) fetch_page(sm, 0, fm_cache_row(a.k, pages, begin));
-  for (int i = 0; i < n_pages; i++) {
-    int j0 = i * 64;
-    if (i + 1 < n_pages) {
-      fetch_page(sm, (i + 1) & 1, fm_cache_row(a.k, pages, begin + j0 + 64));
-      copy_wait<1>();
-    } else {
-      copy_wait<0>();
-    }
-    __syncthreads();
-    bf16 *page = sm.page[i & 1];
-    float sc[2][4] = {};                 // two chains hide the latency of one
-#pragma unroll 6
-    for (int d = 0; d < MLA_WIDTH; d += 32) {
-      uint32_t b[4], q0[4], q1[4];
-      matrix4(b, page + (warp * 8 + lane % 8) * PITCH + d + lane / 8 * 8);
-      matrix4(q0, sm.q + (lane % 16) * PITCH + d + lane / 16 * 8);
-      matrix4(q1, sm.q + (lane % 16) * PITCH + d + 16 + lane / 16 * 8);
-      fm_mma(sc[0], q0[0], q0[1], q0[2], q0[3], b[0], b[1]);
-      fm_mma(sc[1], q1[0], q1[1], q1[2], q1[3], b[2], b[3]);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      int r = g + e / 2 * 8, j = warp * 8 + 2 * t + e % 2;
-      bool see = j0 + j <= (e < 2 ? last0 : last1) && j0 + j >= from;
-      sm.score[r][j] = see ? (sc[0][e] + sc[1][e]) * a.scale : -INFINITY;
-    }
-    __syncthreads();
-    for (int r = warp; r < 16; r += 8) { // a warp a query: maximum, weights, sum
-      float u = sm.score[r][lane], v = sm.score[r][lane + 32], was = sm.m[r];
-      float m = fmaxf(was, fm_warp_max(fmaxf(u, v)));
-      u = u == -INFINITY ? 0.0f : __expf(u - m);
-      v = v == -INFINITY ? 0.0f : __expf(v - m);
-      bf16 pu = __float2bfloat16_rn(u), pv = __float2bfloat16_rn(v);
-      sm.p[r * PP + lane] = pu;
-      sm.p[r * PP + lane + 32] = pv;
-      float total = fm_warp_sum(__bfloat162float(pu) + __bfloat162float(pv));
-      __syncwarp();
-      if (lane == 0) {
-        float keep = was == -INFINITY ? 0.0f : __expf(was - m);
-        sm.keep[r] = keep;
-        sm.sum[r] = sm.sum[r] * keep + total;
-        sm.m[r] = m;
-      }
-    }
-    // keys that nobody sees may hold anything, and nothing times infinity is NaN
-    if (j0 + 64 > until || j0 < from)
-      for (int x = threadIdx.x; x < 64 * (MLA_RANK / 8); x += 256) {
-        int j = j0 + x / (MLA_RANK / 8);
-        if (j >= until || j < from) *(uint4 *)(page + x / (MLA_RANK / 8) * PITCH + x % (MLA_RANK / 8) * 8) = { 0, 0, 0, 0 };
-      }
-    __syncthreads();
-    float k0 = sm.keep[g], k1 = sm.keep[g + 8];
-#pragma unroll
-    for (int n = 0; n < 8; n++) acc[n][0] *= k0, acc[n][1] *= k0, acc[n][2] *= k1, acc[n][3] *= k1;
-#pragma unroll
-    for (int j = 0; j < 64; j += 16) {
-      uint32_t p[4];
-      matrix4(p, sm.p + (lane % 16) * PP + j + lane / 16 * 8);
-#pragma unroll
-      for (int n = 0; n < 8; n += 2) {
-        uint32_t b[4];
-        matrix4_turned(b, page + (j + lane % 16) * PITCH + warp * 64 + n * 8 + lane / 16 * 8);
-        fm_mma(acc[n], p[0], p[1], p[2], p[3], b[0], b[1]);
-        fm_mma(acc[n + 1], p[0], p[1], p[2], p[3], b[2], b[3]);
-      }
-    }
-    __syncthreads();
-  }
-  for (int e = 0; e < 2; e++) {
-    int64_t pair = first + g + e * 8;
-    if (pair >= pairs) continue;
-    float *to = a.part + ((s.row * a.heads + pair) * a.cuts + cut) * MLA_RANK + warp * 64 + 2 * t;
-#pragma unroll
-    for (int n = 0; n < 8; n++) *(float2 *)(to + n * 8) = { acc[n][2 * e], acc[n][2 * e + 1] };
-  }
-  if (threadIdx.x < 16 && first + threadIdx.x < pairs) {
-    float *ms = a.part_ms + 2 * ((s.row * a.heads + first + threadIdx.x) * a.cuts + cut);
-    ms[0] = sm.m[threadIdx.x], ms[1] = sm.sum[threadIdx.x];
-  }
-  __syncthreads();
-}
-
-__global__ void __launch_bounds__(256, 1) mla_part_kernel(attn a) {
-  extern __shared__ __align__(16) char raw[];
-  mla_shared &sm = *(mla_shared *)raw;
-  int span, tile, cut;
-  fm_go_on();
-  fm_wait();
-  for (int64_t item = blockIdx.x; find_item(a, item, &span, &tile, &cut); item += gridDim.x)
-    mla_item(sm, a, a.s.span[span], tile, cut);
-}
-
 /* ---- launching ---- */
 
 static int64_t end_row(const fm_span *s, int64_t n) {
@@ -525,9 +360,9 @@ static fm_status plain_parts(fm_ctx *c, const attn *x, const plain_form *f) {
   return fm_cuda_launched(c, "attention");
 }
 
-static bool fast_decode(const fm_ctx *c, const fm_attn *a) {
+static bool fast_decode(fm_ctx *c, const fm_attn *a) {
   return c->arithmetic != FM_F32 && a->rank == MLA_RANK && a->rope == MLA_WIDTH - MLA_RANK && a->nope == 128 &&
-         a->v_head_dim % 32 == 0 && a->cache->dtype == FM_BF16 && a->cache->page_stride % 16 == 0 &&
+         a->v_head_dim % 32 == 0 && a->cache->page_stride % 16 == 0 && fm_mla_tiles_can(c, a->cache) &&
          (a->kv_b->dtype == FM_BF16 || a->kv_b->dtype == FM_F8_E4M3);
 }
 
@@ -556,12 +391,7 @@ static fm_status fast_rows(fm_ctx *c, attn *x) {
   TRY(take_parts(c, x, x->rank));
   if (f8) absorb_and_combine<1>(c, x, false);
   else absorb_and_combine<0>(c, x, false);
-  if (fm_mla_can(c)) {
-    TRY(fm_mla_run(c, x));
-  } else {
-    cudaFuncSetAttribute(mla_part_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(mla_shared));
-    fm_launch(c, mla_part_kernel, (unsigned)fm_cuda_of(c)->n_sm, 256, sizeof(mla_shared), *x);
-  }
+  TRY(x->k.dtype == FM_BF16 && fm_mla_can(c) ? fm_mla_run(c, x) : fm_mla_tiles_run(c, x));
   if (f8) absorb_and_combine<1>(c, x, true);
   else absorb_and_combine<0>(c, x, true);
   return fm_cuda_launched(c, "mla_decode");
@@ -757,11 +587,11 @@ __global__ void latent_kernel(bf16 *to, bf16 *pe, attn a, int span) {
   fm_wait();
   const fm_span &s = a.s.span[span];
   const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta);
-  const uint4 *row = (const uint4 *)fm_cache_row(a.k, pages, blockIdx.x);
+  const char *row = fm_cache_row(a.k, pages, blockIdx.x);
   bool seen = blockIdx.x >= s.first_key;
   for (int i = threadIdx.x; i < a.width / 8; i += blockDim.x) {
     uint4 v = { 0, 0, 0, 0 };
-    if (seen) v = row[i];
+    if (seen) v = a.k.dtype == FM_F8_E4M3 ? fm_eight8(row, i * 8, a.k) : ((const uint4 *)row)[i];
     if (i < a.rank / 8) ((uint4 *)(to + blockIdx.x * (int64_t)a.rank))[i] = v;
     else ((uint4 *)(pe + blockIdx.x * (int64_t)a.rope))[i - a.rank / 8] = v;
   }
@@ -814,11 +644,18 @@ template <int NOPE, int ROPE, int V> static fm_status prompt_span(fm_ctx *c, con
   return fm_cuda_launched(c, "mla_prompt");
 }
 
+/* The cache's rows can be taken eight elements at a time. An f8 row is spread first, which Hopper's form does anyway. */
+static bool by_eights(fm_ctx *c, const fm_cache *k) {
+  bool row = k->dtype == FM_BF16 ? k->width % 8 == 0
+                                 : k->dtype == FM_F8_E4M3 && k->latent % 8 == 0 && fm_cache_rest(k->latent) % 16 == 0 &&
+                                   fm_cache_row_size(k->dtype, k->width, k->latent) % 16 == 0 && fm_prompt_can(c);
+  return row && k->page_stride % 16 == 0;
+}
+
 fm_status fm_cuda_mla_prompt(fm_ctx *c, const fm_attn *a) {
   attn x;
   bool fast = c->arithmetic != FM_F32 && a->nope == 128 && a->rope == 64 && a->v_head_dim == 128 && a->rank % 8 == 0 &&
-              a->cache->dtype == FM_BF16 && a->cache->page_stride % 16 == 0 && a->cache->width % 8 == 0 && a->ldq % 2 == 0 &&
-              a->ldo % 2 == 0 && (a->kv_b->dtype == FM_BF16 || a->kv_b->dtype == FM_F8_E4M3) && fm_cuda_has_gemm(c);
+              by_eights(c, a->cache) && a->ldq % 2 == 0 && a->ldo % 2 == 0 && (a->kv_b->dtype == FM_BF16 || a->kv_b->dtype == FM_F8_E4M3) && fm_cuda_has_gemm(c);
   if (!fast) return fm_cuda_mla_decode(c, a);
   TRY(make_attn(c, &x, a));
   for (int64_t i = 0; i < a->n_spans; i++)

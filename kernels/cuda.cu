@@ -299,7 +299,7 @@ const fm_backend *fm_backend_open_cuda(void) {
   static fm_backend t;
   t.abi = FM_BACKEND_ABI, t.name = "cuda";
   t.arithmetic = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3;
-  t.cache_dtypes = 1u << FM_F32 | 1u << FM_BF16;
+  t.cache_dtypes = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3;
   t.chunk = 4096;
   t.open = cuda_open, t.close = cuda_close, t.memory = cuda_memory, t.info = cuda_info;
   t.alloc = cuda_alloc, t.release = cuda_release, t.copy = cuda_copy, t.enter = cuda_enter, t.leave = cuda_leave;

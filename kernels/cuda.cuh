@@ -121,11 +121,14 @@ inline fm_dmat fm_dmat_of(const fm_mat *m) {
   return { (const char *)m->data, m->scale, m->rows, m->cols, (int)m->dtype, (int)((m->cols + 127) / 128) };
 }
 
-/* Row of a paged cache. */
-struct fm_dcache { char *base; int64_t page_stride; int width, dtype; };
-inline fm_dcache fm_dcache_of(const fm_cache *k) { return { k->base, k->page_stride, (int)k->width, (int)k->dtype }; }
+/* A paged cache; pitch: bytes of a row; latent, scales, rest: of an f8 row, how many f8 and where the others stand. */
+struct fm_dcache { char *base; int64_t page_stride; int width, dtype, pitch, latent, scales, rest; };
+inline fm_dcache fm_dcache_of(const fm_cache *k) {
+  return { k->base, k->page_stride, (int)k->width, (int)k->dtype, (int)fm_cache_row_size(k->dtype, k->width, k->latent),
+           (int)k->latent, (int)fm_cache_scales(k->latent), (int)fm_cache_rest(k->latent) };
+}
 __device__ __forceinline__ char *fm_cache_row(const fm_dcache &k, const int32_t *pages, int64_t j) {
-  return k.base + pages[j / FM_PAGE] * k.page_stride + (j % FM_PAGE) * k.width * (k.dtype == FM_F32 ? 4 : 2);
+  return k.base + pages[j / FM_PAGE] * k.page_stride + (j % FM_PAGE) * k.pitch;
 }
 
 /* mma.m16n8k16, bf16 in, f32 out. */

@@ -3,6 +3,7 @@
 ** One block a row; a row finds its span by asking all of them.
 */
 #include "cuda.cuh"
+#include "quant.cuh"
 
 struct turn { const int32_t *pos; const float *cos, *sin; int dim, interleaved; };
 
@@ -41,6 +42,7 @@ __device__ char *place_of(const fm_dcache &k, const fm_dspans &s, int64_t row) {
 }
 
 __device__ void store_row(char *to, const float *x, const fm_dcache &k) {
+  if (k.dtype == FM_F8_E4M3) return fm_pack8(to, x, k);
   for (int i = threadIdx.x; i < k.width; i += blockDim.x) {
     if (k.dtype == FM_F32) ((float *)to)[i] = x[i];
     else ((bf16 *)to)[i] = __float2bfloat16_rn(x[i]);

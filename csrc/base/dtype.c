@@ -83,6 +83,15 @@ uint8_t fm_f32_to_f8(float f) {
   return (uint8_t)(sign | (((uint32_t)(e + 5) << 3) + q));
 }
 
+float fm_f8_scale(float amax) {
+  int e;
+  if (!(amax <= 448 * 64)) return NAN;
+  float m = frexpf(amax, &e);                      // 448 = 0.875 * 2^9
+  if (amax == 0) return 1;
+  e -= m <= 0.875f ? 9 : 8;
+  return ldexpf(1, e < -126 ? -126 : e);           // a scale that f32 holds as a normal number
+}
+
 void fm_to_f32(float *out, const void *in, fm_dtype t, int64_t n) {
   const uint16_t *h = in;
   const uint8_t *b = in;

@@ -21,6 +21,9 @@ float    fm_f8_to_f32(uint8_t b);
 uint16_t fm_f32_to_bf16(float f);
 uint16_t fm_f32_to_f16(float f);
 uint8_t  fm_f32_to_f8(float f);
+/* The least power of two (so that products with it are exact) that makes amax / scale reach no further than f8 does; 1 for 0.
+   NaN for what is not finite, and beyond 448 * 64: a device may fold 2^120 into a scale. */
+float    fm_f8_scale(float amax);
 /* n elements of any float dtype to f32. */
 void     fm_to_f32(float *out, const void *in, fm_dtype t, int64_t n);
 

@@ -200,13 +200,18 @@ static void attend(const work *w, const block *b, const queries *q) {
   for (; i < q->n; i += TILE) attend_tile(w, b, q, i, min64(TILE, q->n - i));
 }
 
-/* Columns c0 .. c0+cols-1 of the first n rows of page `number` in f32: in place, or converted into buf. */
+/* Columns c0 .. c0+cols-1 of the first n rows of page `number` in f32: in place, or converted into buf. All columns of an f8
+   cache, whose rows are taken apart as a whole. */
 static const float *page_rows(const work *w, const fm_span *s, int64_t number, int64_t n, int64_t c0,
                               int64_t cols, float *buf, int64_t *ld) {
   const fm_cache *k = w->a->cache;
   const char *page = k->base + s->pages[number] * k->page_stride;
   *ld = k->width;
   if (k->dtype == FM_F32) return (const float *)(const void *)page + c0;
+  if (k->dtype == FM_F8_E4M3) {
+    fm_cpu_unpack8(w->simd, buf, k, page, n);
+    return buf;
+  }
   fm_mat m = { .data = page, .dtype = k->dtype, .rows = n, .cols = k->width };
   *ld = cols;
   w->simd->convert(buf, cols, &m, 0, n, c0, cols);

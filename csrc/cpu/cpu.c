@@ -78,7 +78,7 @@ static void cpu_leave(fm_device *d) { fm_pool_leave(((fm_cpu *)d)->pool); }
 const fm_backend *fm_cpu_backend(void) {
   static const fm_backend table = {
     .abi = FM_BACKEND_ABI, .name = "cpu",
-    .arithmetic = 1u << FM_F32, .cache_dtypes = 1u << FM_F32 | 1u << FM_BF16, .chunk = 512,
+    .arithmetic = 1u << FM_F32, .cache_dtypes = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3, .chunk = 512,
     .open = cpu_open, .close = cpu_close, .memory = cpu_memory, .info = cpu_info,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .enter = cpu_enter, .leave = cpu_leave,
     .embed = fm_cpu_embed, .rms_norm = fm_cpu_rms_norm, .matmul = fm_cpu_matmul, .rope = fm_cpu_rope,

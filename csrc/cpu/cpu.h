@@ -65,6 +65,9 @@ fm_status fm_cpu_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, con
                            const fm_rope *r);
 fm_status fm_cpu_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
                              const float *x, int64_t ldx);
+/* One cache row from width floats, and n rows that stand one behind the other back to f32, width apart; F8_E4M3. */
+void      fm_cpu_pack8(char *to, const fm_cache *k, const float *x);
+void      fm_cpu_unpack8(const fm_simd *simd, float *out, const fm_cache *k, const char *rows, int64_t n);
 fm_status fm_cpu_mla_prompt(fm_ctx *c, const fm_attn *a);
 fm_status fm_cpu_mla_decode(fm_ctx *c, const fm_attn *a);
 fm_status fm_cpu_gqa(fm_ctx *c, const fm_attn *a);

@@ -60,10 +60,12 @@ static void store_row(void *arg, int64_t item, int worker) {
   int64_t at = j->span->index + item;
   const float *x = j->x + (j->span->row + item) * j->ldx;
   char *to = k->base + j->span->pages[at / FM_PAGE] * k->page_stride +
-             (at % FM_PAGE) * k->width * fm_dtype_size(k->dtype);
+             (at % FM_PAGE) * fm_cache_row_size(k->dtype, k->width, k->latent);
   (void)worker;
   if (k->dtype == FM_F32) {
     memcpy(to, x, (size_t)k->width * sizeof *x);
+  } else if (k->dtype == FM_F8_E4M3) {
+    fm_cpu_pack8(to, k, x);
   } else {
     uint16_t *h = (uint16_t *)(void *)to;
     for (int64_t i = 0; i < k->width; i++) h[i] = fm_f32_to_bf16(x[i]);

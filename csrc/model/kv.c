@@ -5,9 +5,12 @@
 
 #include <string.h>
 
+static int64_t layer_size(const fm_config *cfg, fm_dtype dtype) {
+  return FM_PAGE * fm_cache_row_size(dtype, fm_config_cache_width(cfg), cfg->kv_lora_rank);
+}
+
 int64_t fm_kv_page_size(const fm_config *cfg, fm_dtype dtype, bool mtp) {
-  int64_t layers = cfg->num_hidden_layers + (mtp ? 1 : 0);
-  return layers * FM_PAGE * fm_config_cache_width(cfg) * fm_dtype_size(dtype);
+  return (cfg->num_hidden_layers + (mtp ? 1 : 0)) * layer_size(cfg, dtype);
 }
 
 fm_status fm_kv_new(fm_kv **out, fm_ctx *c, const fm_config *cfg, fm_dtype dtype, bool mtp,
@@ -18,7 +21,8 @@ fm_status fm_kv_new(fm_kv **out, fm_ctx *c, const fm_config *cfg, fm_dtype dtype
   kv->dtype = dtype;
   kv->n_layers = cfg->num_hidden_layers + (mtp ? 1 : 0);
   kv->width = fm_config_cache_width(cfg);
-  kv->layer_size = FM_PAGE * kv->width * fm_dtype_size(dtype);
+  kv->latent = cfg->kv_lora_rank;
+  kv->layer_size = layer_size(cfg, dtype);
   kv->page_size = fm_kv_page_size(cfg, dtype, mtp);
   kv->n_pages = kv->n_free = n_pages;
   kv->refs = fm_array(n_pages, sizeof *kv->refs);
@@ -48,7 +52,7 @@ void fm_kv_free(fm_kv *kv) {
 
 fm_cache fm_kv_layer(const fm_kv *kv, int64_t layer) {
   return (fm_cache){ .base = kv->data + layer * kv->layer_size, .page_stride = kv->page_size,
-                     .width = kv->width, .dtype = kv->dtype };
+                     .width = kv->width, .dtype = kv->dtype, .latent = kv->latent };
 }
 
 static void give_back(fm_kv *kv, int32_t page) {

@@ -13,7 +13,7 @@
 typedef struct fm_kv {
   fm_ctx *c;
   char *data;
-  int64_t n_pages, n_free, width, layer_size, page_size;   /* sizes in bytes */
+  int64_t n_pages, n_free, width, latent, layer_size, page_size;   /* sizes in bytes */
   int64_t n_layers;
   fm_dtype dtype;
   int32_t *refs, *free_list;
@@ -26,7 +26,7 @@ typedef struct fm_kv_seq {
   int64_t mtp_first, mtp_len;   /* indices [mtp_first, mtp_len) of the MTP layer are there */
 } fm_kv_seq;
 
-/* Bytes of a page, and of a token, for this config. */
+/* Bytes of a page for this config. */
 int64_t   fm_kv_page_size(const fm_config *cfg, fm_dtype dtype, bool mtp);
 fm_status fm_kv_new (fm_kv **out, fm_ctx *c, const fm_config *cfg, fm_dtype dtype, bool mtp, int64_t n_pages,
                      fm_error *err);

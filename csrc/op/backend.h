@@ -60,13 +60,25 @@ typedef struct fm_mm {
 } fm_mm;
 
 /* One layer of the paged cache: the row of token j of a sequence is at
-   base + pages[j / FM_PAGE] * page_stride + (j % FM_PAGE) * width * size(dtype); bytes. */
+   base + pages[j / FM_PAGE] * page_stride + (j % FM_PAGE) * fm_cache_row_size(dtype, width, latent); bytes. */
 typedef struct fm_cache {
   char *base;                            /* the layer's offset included */
   int64_t page_stride;
   int64_t width;                         /* elements a token */
-  fm_dtype dtype;                        /* F32 or BF16 */
+  fm_dtype dtype;                        /* F32, BF16, or F8_E4M3: MLA only */
+  int64_t latent;                        /* F8_E4M3: how many elements, from the first on, are f8 */
 } fm_cache;
+
+/* An F8_E4M3 row: `latent` f8 in tiles of FM_CACHE_TILE, filled up to a multiple of 4; each tile's scale in f32
+   (fm_f8_scale of its largest); the other elements in bf16. 656 bytes for 512 + 64, the row that FlashMLA publishes. */
+#define FM_CACHE_TILE 128
+static inline int64_t fm_cache_scales(int64_t latent) { return (latent + 3) / 4 * 4; }     /* where the scales stand */
+static inline int64_t fm_cache_rest(int64_t latent) {                                      /* and where the others do */
+  return fm_cache_scales(latent) + (latent + FM_CACHE_TILE - 1) / FM_CACHE_TILE * 4;
+}
+static inline int64_t fm_cache_row_size(fm_dtype t, int64_t width, int64_t latent) {
+  return t == FM_F8_E4M3 ? (fm_cache_rest(latent) + (width - latent) * 2 + 3) / 4 * 4 : width * (t == FM_F32 ? 4 : 2);
+}
 
 /* Rows of one sequence in a pass: cache indices index .. index + n - 1. A query at index j sees keys
    first_key .. j (its own included). */

@@ -154,8 +154,10 @@ fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t 
 }
 
 static fm_status check_spans(fm_ctx *c, const char *op, const fm_cache *k, const fm_span *span, int64_t n) {
-  CHECK(k && k->base && k->width > 0 && (k->dtype == FM_F32 || k->dtype == FM_BF16),
-        "%s: no cache of F32 or BF16", op);
+  CHECK(k && k->base && k->width > 0 && (k->dtype == FM_F32 || k->dtype == FM_BF16 || k->dtype == FM_F8_E4M3),
+        "%s: no cache of F32, BF16 or F8_E4M3", op);
+  CHECK(k->dtype != FM_F8_E4M3 || (k->latent > 0 && k->latent <= k->width), "%s: %lld f8 elements of %lld in a cache row", op,
+        LL(k->latent), LL(k->width));
   CHECK(n >= 0 && (n == 0 || span), "%s: %lld spans", op, LL(n));
   for (int64_t i = 0; i < n; i++)
     CHECK(span[i].n >= 0 && span[i].row >= 0 && span[i].index >= 0 && span[i].first_key >= 0 && span[i].pages,
@@ -171,11 +173,14 @@ fm_status fm_op_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *spa
   return c->ops->cache_store(c, cache, span, n_spans, x, ldx);
 }
 
+/* An f8 cache is cut where the latent ends. */
+static bool is_latent(const fm_attn *a) { return a->cache->dtype != FM_F8_E4M3 || a->cache->latent == a->rank; }
+
 static fm_status check_mla(fm_ctx *c, const char *op, const fm_attn *a) {
   TRY(check_mat(c, op, a->kv_b));
   TRY(check_spans(c, op, a->cache, a->span, a->n_spans));
   CHECK(a->q && a->out && a->n_heads > 0 && a->nope > 0 && a->rope >= 0 && a->v_head_dim > 0 &&
-        a->cache->width == a->rank + a->rope && a->kv_b->cols == a->rank &&
+        a->cache->width == a->rank + a->rope && is_latent(a) && a->kv_b->cols == a->rank &&
         a->kv_b->rows == a->n_heads * (a->nope + a->v_head_dim) && a->ldq >= a->n_heads * (a->nope + a->rope) &&
         a->ldo >= a->n_heads * a->v_head_dim, "%s: %lld heads of %lld + %lld, %lld do not fit kv_b (%lld, %lld)", op,
         LL(a->n_heads), LL(a->nope), LL(a->rope), LL(a->v_head_dim), LL(a->kv_b->rows), LL(a->kv_b->cols));
@@ -187,7 +192,7 @@ fm_status fm_op_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, cons
   TRY(check_rope(c, r));
   TRY(check_spans(c, "mla_store", a->cache, a->span, a->n_spans));
   CHECK(n >= 0 && q && kv && norm && a->n_heads > 0 && a->nope > 0 && r->dim == a->rope &&
-        a->cache->width == a->rank + a->rope && a->ldq >= a->n_heads * (a->nope + a->rope),
+        a->cache->width == a->rank + a->rope && is_latent(a) && a->ldq >= a->n_heads * (a->nope + a->rope),
         "mla_store: %lld heads of %lld + %lld, cache width %lld", LL(a->n_heads), LL(a->nope), LL(a->rope),
         LL(a->cache->width));
   return c->ops->mla_store(c, a, q, kv, norm, eps, n, r);
@@ -205,6 +210,7 @@ fm_status fm_op_mla_decode(fm_ctx *c, const fm_attn *a) {
 
 fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a) {
   TRY(check_spans(c, "gqa", a->cache, a->span, a->n_spans));
+  CHECK(a->cache->dtype != FM_F8_E4M3, "gqa: its cache has no latent to keep in f8");
   CHECK(a->q && a->out && a->nope > 0 && a->ldq >= a->n_heads * a->nope && a->ldo >= a->n_heads * a->nope &&
         a->n_heads > 0 && a->n_kv_heads > 0 && a->n_heads % a->n_kv_heads == 0 &&
         a->cache->width == 2 * a->n_kv_heads * a->nope,

@@ -30,7 +30,8 @@ static fm_dtype own_arithmetic(const fm_backend *ops, fm_dtype stored) {
   return ops->arithmetic >> want & 1 ? want : FM_F32;
 }
 
-static fm_status check_dtype(setup *s, const fm_backend *ops, fm_dtype stored, const fm_load_options *o, fm_error *err) {
+static fm_status check_dtype(setup *s, const fm_backend *ops, const fm_config *g, fm_dtype stored, const fm_load_options *o,
+                             fm_error *err) {
   fm_dtype d = named(o->dtype), k = named(o->cache_dtype);
   s->arithmetic = d == FM_I32 ? own_arithmetic(ops, stored) : d;
   if (!(ops->arithmetic >> s->arithmetic & 1)) {
@@ -39,7 +40,11 @@ static fm_status check_dtype(setup *s, const fm_backend *ops, fm_dtype stored, c
   }
   s->cache = k != FM_I32 ? k : s->arithmetic == FM_F32 ? FM_F32 : FM_BF16;
   if (!(ops->cache_dtypes >> s->cache & 1))
-    return fm_fail(err, FM_EUNSUPPORTED, "cache_dtype \"%s\": the %s has \"f32\" and \"bf16\"", o->cache_dtype, ops->name);
+    return fm_fail(err, FM_EUNSUPPORTED, "cache_dtype \"%s\": the %s has none of it", o->cache_dtype, ops->name);
+  if (s->cache == FM_F8_E4M3 && g->family == FM_QWEN2) {
+    fm_fail(err, FM_EUNSUPPORTED, "cache_dtype \"fp8\" is for the latent of DeepSeek's models, qwen2 has none");
+    return fm_hint(err, FM_EUNSUPPORTED, "\"bf16\" halves an f32 cache");
+  }
   return FM_OK;
 }
 
@@ -62,7 +67,7 @@ static fm_status check_options(const fm_config *g, const fm_load_options *o, fm_
 
 static fm_status make_setup(setup *s, const fm_backend *ops, const fm_config *g, fm_dtype stored,
                             const fm_load_options *o, fm_error *err) {
-  TRY(check_dtype(s, ops, stored, o, err));
+  TRY(check_dtype(s, ops, g, stored, o, err));
   int64_t limit = g->max_position_embeddings;
   s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
   s->seqs = o->seqs ? o->seqs : 4;

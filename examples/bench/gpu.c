@@ -113,9 +113,9 @@ static fm_status attention_turn(void *arg, int turn) {
   return c.ops->mla_decode(&c, &t->a);
 }
 
-static void bench_attention(int64_t heads, int64_t batch, int64_t ctx) {
+static void bench_attention(int64_t heads, int64_t batch, int64_t ctx, fm_dtype cache) {
   attention t = { 0 };
-  int64_t pages = ctx / FM_PAGE, width = 576;
+  int64_t pages = ctx / FM_PAGE, width = 576, page = FM_PAGE * fm_cache_row_size(cache, width, 512);
   void *staged;
   char name[64];
   check(c.ops->stage(&c, &staged, batch * (int64_t)(sizeof(fm_span) + (size_t)pages * 4)), &c.err);
@@ -126,17 +126,19 @@ static void bench_attention(int64_t heads, int64_t batch, int64_t ctx) {
     t.s[i] = (fm_span){ .row = i, .n = 1, .index = ctx - 1, .pages = list + i * pages };
   }
   check(c.ops->send(&c), &c.err);
-  int64_t layer = batch * pages * FM_PAGE * width * 2;
+  int64_t layer = batch * pages * page;
   char *k = room(4 * layer);
-  scatter_device(&c, k, 4 * layer, FM_BF16);
-  for (int i = 0; i < 4; i++) t.k[i] = (fm_cache){ .base = k + i * layer, .page_stride = FM_PAGE * width * 2, .width = width, .dtype = FM_BF16 };
+  scatter_device(&c, k, 4 * layer, cache);
+  for (int i = 0; i < 4; i++)
+    t.k[i] = (fm_cache){ .base = k + i * layer, .page_stride = page, .width = width, .dtype = cache, .latent = 512 };
   fm_mat kv_b = { .data = block, .dtype = FM_BF16, .rows = heads * 256, .cols = 512 };
   t.a = (fm_attn){ .span = t.s, .n_spans = batch, .q = block, .ldq = heads * 192, .out = room(batch * heads * 128 * 4), .ldo = heads * 128,
                    .n_heads = heads, .nope = 128, .rope = 64, .v_head_dim = 128, .rank = 512, .scale = 0.07f, .kv_b = &kv_b,
                    .n_positions = ctx };
   c.generated = true;
   double s = time_op(attention_turn, &t, 20);
-  snprintf(name, sizeof name, "mla_decode %d heads, %d x %d tokens", (int)heads, (int)batch, (int)ctx);
+  snprintf(name, sizeof name, "mla_decode %d heads, %d x %d%s", (int)heads, (int)batch, (int)ctx,
+           cache == FM_F8_E4M3 ? ", f8 cache" : "");
   row(name, s, (double)layer, heads > 16 ? 2.0 * (double)(batch * heads * ctx) * (576 + 512) : 0);
   c.ops->release(c.dev, k);
   c.ops->release(c.dev, t.a.out);
@@ -253,10 +255,12 @@ static double decode(fm_net *net, int64_t batch, int64_t ctx) {
 }
 
 static void bench_kernels(const fm_weights *w, const fm_config *g) {
-  bench_attention(16, 64, 8192);
-  bench_attention(16, 1, 1024);
-  bench_attention(16, 64, 1024);
-  bench_attention(128, 64, 8192);
+  bench_attention(16, 64, 8192, FM_BF16);
+  bench_attention(16, 1, 1024, FM_BF16);
+  bench_attention(16, 64, 1024, FM_BF16);
+  bench_attention(128, 64, 8192, FM_BF16);
+  bench_attention(16, 64, 8192, FM_F8_E4M3);
+  bench_attention(16, 1, 1024, FM_F8_E4M3);
   bench_experts(w, g, 1);
   bench_experts(w, g, 8);
   bench_experts(w, g, 64);

@@ -205,9 +205,9 @@ static void test_small(void) {
 /* A cache on both sides: every page NaN, then rows 0 .. len-1 stored. */
 typedef struct paged { fm_cache host, dev; int32_t *page; int64_t len, n_pages; float *rows; } paged;
 
-static paged new_cache(int64_t len, int64_t width, fm_dtype t) {
+static paged new_cache(int64_t len, int64_t width, fm_dtype t, int64_t latent) {
   paged c = { .len = len, .n_pages = (len + FM_PAGE - 1) / FM_PAGE, .rows = floats(len * width) };
-  c.host = (fm_cache){ .width = width, .dtype = t, .page_stride = FM_PAGE * width * fm_dtype_size(t) + 64 };
+  c.host = (fm_cache){ .width = width, .dtype = t, .latent = latent, .page_stride = FM_PAGE * fm_cache_row_size(t, width, latent) + 64 };
   int64_t size = c.host.page_stride * (c.n_pages + 1);
   c.host.base = need((size_t)size);
   memset(c.host.base, 0xff, (size_t)size);
@@ -229,7 +229,7 @@ static void test_store(void) {
   for (int t = 0; t < 8; t++) {
     int64_t n = between(1, 100), heads = between(1, 6), nope = between(1, 40), dim = 2 * between(1, 20), rank = between(1, 90);
     int64_t width = rank + dim, ldq = heads * (nope + dim), index = between(0, 80);
-    paged c = new_cache(index + n, width, t % 2 ? FM_BF16 : FM_F32);
+    paged c = new_cache(index + n, width, t % 3 == 2 ? FM_F8_E4M3 : t % 2 ? FM_BF16 : FM_F32, rank);
     float *q = floats(n * ldq), *kv = floats(n * width), *w = floats(rank), *cs = floats(300 * dim / 2), *sn = floats(300 * dim / 2);
     float *dq = upf(q, n * ldq), *dkv = upf(kv, n * width), *dw = upf(w, rank);
     int32_t *pos = need((size_t)n * 4);
@@ -247,7 +247,7 @@ static void test_store(void) {
     int64_t size = c.host.page_stride * (c.n_pages + 1);
     char *bytes = need((size_t)size);
     gpu.ops->download(&gpu, bytes, c.dev.base, size);
-    for (int64_t j = 0; j < c.n_pages * FM_PAGE; j++) {          // the same places hold something
+    for (int64_t j = 0; c.host.dtype != FM_F8_E4M3 && j < c.n_pages * FM_PAGE; j++) {     // the same places hold something
       int64_t at = c.page[j / FM_PAGE] * c.host.page_stride + j % FM_PAGE * width * fm_dtype_size(c.host.dtype);
       float u, v;
       fm_to_f32(&u, bytes + at, c.host.dtype, 1), fm_to_f32(&v, c.host.base + at, c.host.dtype, 1);
@@ -257,6 +257,37 @@ static void test_store(void) {
   }
   check(worst < F32_TOL, "mla_store: norm and rotation", worst);
   check(good, "mla_store writes the same places of the cache", 0);
+}
+
+/* The same rows make the same bytes of an f8 cache on both devices, those of what is not finite included. */
+static void test_store8(void) {
+  bool same = true;
+  for (int t = 0; t < 12; t++) {
+    int64_t n = between(1, 90), latent = t ? between(1, 600) : 512, width = latent + 2 * between(0, 40);
+    paged c = new_cache(n, width, FM_F8_E4M3, latent);
+    for (int64_t i = 0; i < n * width; i++) c.rows[i] *= ldexpf(1, (int)between(-20, 9));
+    if (t % 3 == 1) c.rows[between(0, latent - 1)] = t % 2 ? NAN : INFINITY;
+    for (int64_t i = 0; t % 3 == 2 && i < latent; i++) c.rows[i] = 0;
+    fm_span s = { .n = n, .pages = c.page };
+    RUN(&cpu, fm_op_cache_store(&cpu, &c.host, &s, 1, c.rows, width));
+    RUN(&gpu, fm_op_cache_store(&gpu, &c.dev, &s, 1, upf(c.rows, n * width), width));
+    int64_t size = c.host.page_stride * (c.n_pages + 1), row = fm_cache_row_size(FM_F8_E4M3, width, latent);
+    char *bytes = need((size_t)size);
+    gpu.ops->download(&gpu, bytes, c.dev.base, size);
+    for (int64_t j = 0; j < n; j++) {
+      const char *got = bytes + c.page[j / FM_PAGE] * c.host.page_stride + j % FM_PAGE * row;
+      const char *want = c.host.base + (got - bytes);
+      float by = 1, its = 1;
+      for (int64_t at = 0; at < latent; at += FM_CACHE_TILE) {   // a tile whose scale is NaN may hold anything
+        int64_t end = at + FM_CACHE_TILE < latent ? at + FM_CACHE_TILE : latent, scale = fm_cache_scales(latent) + at / FM_CACHE_TILE * 4;
+        memcpy(&by, want + scale, 4), memcpy(&its, got + scale, 4);
+        same = same && (isnan(by) ? isnan(its) : by == its && !memcmp(got + at, want + at, (size_t)(end - at)));
+      }
+      same = same && !memcmp(got + fm_cache_rest(latent), want + fm_cache_rest(latent), (size_t)(width - latent) * 2);
+    }
+    free(bytes), drop_cache(&c), release();
+  }
+  check(same, "an f8 cache holds the cpu's bytes", 0);
 }
 
 /* ---- attention ---- */
@@ -271,7 +302,7 @@ static double run_attention(fm_status (*fn)(fm_ctx *, const fm_attn *), const si
     rows += at[i][1];
     longest = at[i][0] + at[i][1] > longest ? at[i][0] + at[i][1] : longest;
   }
-  paged c = new_cache(longest, width, cache);
+  paged c = new_cache(longest, width, cache, z->rank);
   weight w = new_weight(mla ? z->heads * (z->nope + z->v) : 8, mla ? z->rank : 8, kt);
   int64_t ldq = z->heads * (z->nope + z->rope), ldo = z->heads * v;
   float *q = floats(rows * ldq), *out = poison(rows * ldo), *dq = upf(q, rows * ldq), *dout = upf(out, rows * ldo), *dalone = upf(out, rows * ldo);
@@ -310,11 +341,16 @@ static void test_attention(void) {
     { "mla_decode f32, odd sizes", fm_op_mla_decode, &odd, FM_F32, FM_F32, FM_F32, batch, 8 },
     { "mla_decode f32, pocket's sizes, f8", fm_op_mla_decode, &pocket, FM_F8_E4M3, FM_F32, FM_F32, batch, 8 },
     { "mla_prompt f32, odd sizes", fm_op_mla_prompt, &odd, FM_BF16, FM_F32, FM_F32, prompts, 4 },
+    { "mla_decode f32, odd sizes, f8 cache", fm_op_mla_decode, &odd, FM_F32, FM_F8_E4M3, FM_F32, batch, 8 },
+    { "mla_prompt f32, pocket's sizes, f8 cache", fm_op_mla_prompt, &pocket, FM_BF16, FM_F8_E4M3, FM_F32, prompts, 5 },
     { "gqa f32, odd sizes", fm_op_gqa, &small, FM_F32, FM_F32, FM_F32, batch, 8 },
     { "gqa f32, head_dim 128, bf16 cache", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_F32, prompts, 4 },
     { "mla_decode bf16, V2-Lite's sizes", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16, batch, 8 },
     { "mla_decode bf16, V2-Lite's sizes, f8", fm_op_mla_decode, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, batch, 7 },
     { "mla_decode bf16, V3's sizes", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16, little, 2 },
+    { "mla_decode bf16, V2-Lite's sizes, f8 cache", fm_op_mla_decode, &lite, FM_BF16, FM_F8_E4M3, FM_BF16, batch, 8 },
+    { "mla_decode bf16, V3's sizes, f8 cache", fm_op_mla_decode, &v3, FM_F8_E4M3, FM_F8_E4M3, FM_BF16, little, 2 },
+    { "mla_prompt bf16, V2-Lite's sizes, f8 cache", fm_op_mla_prompt, &lite, FM_BF16, FM_F8_E4M3, FM_BF16, prompts, 5 },
     { "mla_prompt bf16, V2-Lite's sizes", fm_op_mla_prompt, &lite, FM_BF16, FM_BF16, FM_BF16, prompts, 5 },
     { "mla_prompt bf16, V2-Lite's sizes, f8", fm_op_mla_prompt, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, prompts, 5 } };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -428,7 +464,11 @@ static void test_experts(void) {
     }
 }
 
-int main(void) {
+/* usage: cuda_test [group]: one group alone, for tools that watch every access and take their time */
+int main(int argc, char **argv) {
+  static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
+    { "store8", test_store8 }, { "products", test_products }, { "attention", test_attention }, { "route", test_route },
+    { "experts", test_experts } };
   fm_error err;
   if (fm_ctx_open(&gpu, "cuda", 0, &err) != FM_OK) {
     printf("skip - the CUDA device: %s\n", err.message);
@@ -438,12 +478,8 @@ int main(void) {
     printf("# %s\n", err.message);
     return 2;
   }
-  test_small();
-  test_store();
-  test_products();
-  test_attention();
-  test_route();
-  test_experts();
+  for (size_t i = 0; i < sizeof group / sizeof *group; i++)
+    if (argc < 2 || strcmp(argv[1], group[i].name) == 0) group[i].run();
   fm_ctx_close(&gpu);
   fm_ctx_close(&cpu);
   return failures != 0;

@@ -80,10 +80,11 @@ static void drop_weight(weight *w) { free(w->value), free(w->scale), free(w->dat
 
 typedef struct paged { fm_cache k; int32_t *page; int64_t n_pages, len; float *rows; } paged;
 
-static paged new_cache(int64_t len, int64_t width, fm_dtype t) {
+/* latent: of an f8 cache. */
+static paged new_cache(int64_t len, int64_t width, fm_dtype t, int64_t latent) {
   paged c = { .len = len, .n_pages = (len + FM_PAGE - 1) / FM_PAGE, .rows = floats(len * width) };
   int64_t gap = 64;                      // pages of all layers stand side by side: there is a stride
-  c.k = (fm_cache){ .width = width, .dtype = t, .page_stride = FM_PAGE * width * fm_dtype_size(t) + gap };
+  c.k = (fm_cache){ .width = width, .dtype = t, .latent = latent, .page_stride = FM_PAGE * fm_cache_row_size(t, width, latent) + gap };
   c.k.base = need((size_t)(c.k.page_stride * (c.n_pages + 1)));
   memset(c.k.base, 0xff, (size_t)(c.k.page_stride * (c.n_pages + 1)));
   c.page = need((size_t)c.n_pages * sizeof *c.page);
@@ -91,12 +92,25 @@ static paged new_cache(int64_t len, int64_t width, fm_dtype t) {
   return c;
 }
 
-/* Stores rows from..len-1; what a bf16 cache rounds off is rounded in c->rows too. */
+/* What an f8 cache keeps of a row: the latent by tiles of 128, the rest in bf16. */
+static void round8(float *x, int64_t width, int64_t latent) {
+  for (int64_t at = 0; at < latent; at += 128) {
+    int64_t end = at + 128 < latent ? at + 128 : latent;
+    double big = 0, scale = 0x1p-126;
+    for (int64_t i = at; i < end; i++) big = fmax(big, fabs((double)x[i]));
+    while (big > 448 * scale) scale *= 2;
+    for (int64_t i = at; i < end; i++) x[i] = (float)(fm_f8_to_f32(fm_f32_to_f8((float)(x[i] / scale))) * scale);
+  }
+  for (int64_t i = latent; i < width; i++) x[i] = fm_bf16_to_f32(fm_f32_to_bf16(x[i]));
+}
+
+/* Stores rows from..len-1; what a bf16 or f8 cache rounds off is rounded in c->rows too. */
 static void fill(fm_ctx *x, paged *c, int64_t from) {
   fm_span s = { .row = from, .n = c->len - from, .index = from, .pages = c->page };
   RUN(x, fm_op_cache_store(x, &c->k, &s, 1, c->rows, c->k.width));
   for (int64_t i = 0; c->k.dtype == FM_BF16 && i < c->len * c->k.width; i++)
     c->rows[i] = fm_bf16_to_f32(fm_f32_to_bf16(c->rows[i]));
+  for (int64_t j = 0; c->k.dtype == FM_F8_E4M3 && j < c->len; j++) round8(c->rows + j * c->k.width, c->k.width, c->k.latent);
 }
 static void drop_cache(paged *c) { free(c->k.base), free(c->page), free(c->rows); }
 
@@ -183,7 +197,7 @@ typedef struct scene { fm_attn a; fm_span span; weight w; paged c; float *q; boo
 
 static void new_scene(fm_ctx *x, scene *s, bool mla, int64_t index, int64_t n, int64_t first_key) {
   static const fm_dtype types[4] = { FM_F32, FM_BF16, FM_F16, FM_F8_E4M3 };
-  fm_dtype cache = draw() % 2 ? FM_BF16 : FM_F32;
+  fm_dtype cache = mla && draw() % 3 == 0 ? FM_F8_E4M3 : draw() % 2 ? FM_BF16 : FM_F32;
   fm_attn *a = &s->a;
   memset(s, 0, sizeof *s);
   s->mla = mla;
@@ -194,7 +208,7 @@ static void new_scene(fm_ctx *x, scene *s, bool mla, int64_t index, int64_t n, i
   a->v_head_dim = mla ? between(1, 80) : 0;
   a->rank = mla ? between(1, 150) : 0;
   a->scale = 1 / sqrtf((float)(a->nope + a->rope));
-  s->c = new_cache(index + n, mla ? a->rank + a->rope : 2 * a->n_kv_heads * a->nope, cache);
+  s->c = new_cache(index + n, mla ? a->rank + a->rope : 2 * a->n_kv_heads * a->nope, cache, a->rank);
   fill(x, &s->c, first_key);
   s->w = new_weight(mla ? a->n_heads * (a->nope + a->v_head_dim) : 1, mla ? a->rank : 1, types[draw() % 4]);
   a->ldq = a->n_heads * (a->nope + a->rope) + between(0, 3);
@@ -434,7 +448,7 @@ static void test_store(fm_ctx *c) {
   for (int t = 0; t < 8; t++) {
     int64_t width = between(1, 300), n = between(1, 150), index = between(0, 100);
     fm_dtype type = t % 2 ? FM_BF16 : FM_F32;
-    paged p = new_cache(index + n, width, type);
+    paged p = new_cache(index + n, width, type, 0);
     fm_span s = { .row = 0, .n = n, .index = index, .pages = p.page };
     RUN(c, fm_op_cache_store(c, &p.k, &s, 1, p.rows, width));
     for (int64_t j = 0; j < p.n_pages * FM_PAGE; j++)
@@ -450,6 +464,43 @@ static void test_store(fm_ctx *c) {
   }
   OK(good, "cache_store keeps f32 exactly and rounds to bf16");
   OK(clean, "cache_store writes nothing else");
+}
+
+/* f8 rows: the bytes stand where the published layout has them, a row is read back as round8 has it, nothing else is written,
+   and what is not finite stays so. */
+static void test_store8(fm_ctx *c) {
+  bool good = true, clean = true, lost = false;
+  OK(fm_cache_row_size(FM_F8_E4M3, 576, 512) == 656, "an f8 cache row of 512 + 64 is 656 bytes");
+  for (int t = 0; t < 12; t++) {
+    int64_t latent = t ? between(1, 300) : 512, width = latent + (t ? 2 * between(0, 40) : 64), n = between(1, 90), index = between(0, 100);
+    int64_t scales = (latent + 3) / 4 * 4, rest = scales + (latent + 127) / 128 * 4, size = (rest + 2 * (width - latent) + 3) / 4 * 4;
+    paged p = new_cache(index + n, width, FM_F8_E4M3, latent);
+    for (int64_t i = 0; i < n * width; i++) p.rows[i] *= ldexpf(1, (int)between(-20, 9));
+    if (t % 3 == 1) p.rows[between(0, latent - 1)] = t % 2 ? NAN : INFINITY;
+    for (int64_t i = 0; t % 3 == 2 && i < latent; i++) p.rows[i] = 0;
+    fm_span s = { .n = n, .index = index, .pages = p.page };
+    RUN(c, fm_op_cache_store(c, &p.k, &s, 1, p.rows, width));
+    bool odd = t % 3 == 1;
+    for (int64_t j = 0; j < p.n_pages * FM_PAGE; j++) {
+      const char *at = p.k.base + p.page[j / FM_PAGE] * p.k.page_stride + j % FM_PAGE * size;
+      float *want = p.rows + (j - index) * width, got, by;
+      bool mine = j >= index && j < index + n;
+      for (int64_t i = 0; !mine && i < size; i++) clean = clean && at[i] == (char)0xff;
+      if (!mine) continue;
+      if (!(odd && j == index)) round8(want, width, latent);
+      for (int64_t i = 0; i < width; i++) {
+        memcpy(&by, at + scales + i / 128 * 4, 4);
+        if (i < latent) got = fm_f8_to_f32((uint8_t)at[i]) * by;
+        else fm_to_f32(&got, at + rest + 2 * (i - latent), FM_BF16, 1);
+        if (odd && j == index) lost = lost || (!isfinite(want[i]) && isfinite(got));
+        else good = good && got == want[i];
+      }
+    }
+    drop_cache(&p);
+  }
+  OK(good, "cache_store keeps f8 tiles with the least power of two that reaches them");
+  OK(clean, "cache_store writes nothing beside f8 rows");
+  OK(!lost, "what is not finite is not finite in an f8 cache");
 }
 
 /* ---- router ---- */
@@ -684,7 +735,8 @@ static void test_fused(fm_ctx *c) {
   for (int t = 0; t < 6; t++) {
     int64_t n = between(1, 90), heads = between(1, 5), nope = between(1, 20), dim = 2 * between(1, 8), rank = between(1, 60);
     int64_t width = rank + dim, qk = nope + dim, index = between(0, 70), size = n * heads * qk;
-    paged p = new_cache(index + n, width, FM_F32), z = new_cache(index + n, width, FM_F32);
+    fm_dtype kept = t % 2 ? FM_F8_E4M3 : FM_F32;
+    paged p = new_cache(index + n, width, kept, rank), z = new_cache(index + n, width, kept, rank);
     float *q = floats(size), *r = need((size_t)size * sizeof *r), *kv = floats(n * width), *norm = floats(rank);
     float *cs = floats(200 * dim / 2), *sn = floats(200 * dim / 2), *old = need((size_t)(n * width) * sizeof *old);
     int32_t pos[90];
@@ -795,6 +847,11 @@ static void test_refusals(fm_ctx *c) {
      "attention refuses a kv_b that does not fit its heads");
   a = s.a, a.out = x, s.span.n = -1;
   OK(fm_op_mla_decode(c, &a) == FM_EINVAL, "attention refuses a span of negative length");
+  fm_cache k8 = *a.cache;
+  k8.dtype = FM_F8_E4M3, k8.latent = a.rank + 1;
+  a.cache = &k8, s.span.n = 3;
+  OK(fm_op_mla_decode(c, &a) == FM_EINVAL && strstr(c->err.message, "kv_b"),
+     "attention refuses an f8 cache that is cut elsewhere than the latent");
   drop_scene(&s), drop_mixture(&m), drop_weight(&w);
 }
 
@@ -833,6 +890,7 @@ static void test_all(const char *simd) {
   test_rope(&three);
   test_silu(&one, &three);
   test_store(&three);
+  test_store8(&three);
   test_router_golden(&one);
   test_router(&one, &three);
   test_experts(&one, &three);

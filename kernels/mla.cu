@@ -1,0 +1,247 @@
+/*
+** mla.cu - the parts of absorbed MLA on mma.sync, for every tensor core from 8.0 on: over a bf16 cache where Hopper's own form
+** (sm90/mla.cu) cannot be had, over an f8 cache everywhere.
+**
+** A block: 16 (row, head) pairs of one span and one cut. Eight warps.
+**   pages of 64 keys -> shared memory, two in flight (cp.async); f8 ones are spread to bf16 there, which is exact
+**   scores: warp w makes those of keys 8w .. 8w+7 for the 16 queries; softmax over the page by all
+**   values: warp w sums latent columns 64w .. 64w+63
+*/
+#include "mla.cuh"
+#include "quant.cuh"
+
+constexpr int PITCH = MLA_WIDTH + 8, PP = 64 + 8;                 /* +8: rows start in different banks */
+constexpr int ROW8 = 656;                                         /* bytes of an f8 row */
+
+template <bool F8> struct mla_shared {
+  bf16 page[F8 ? 1 : 2][64 * PITCH];
+  char packed[2][F8 ? 64 * ROW8 : 16];                            /* f8 pages as they come */
+  bf16 q[16 * PITCH];
+  bf16 p[16 * PP];
+  float score[16][65];
+  float keep[16], m[16], sum[16];
+};
+
+/* What a block works at. Keys are counted from the cut's begin: `from` .. `until` - 1 are seen by somebody. */
+struct mla_work {
+  int warp, lane, g, t;                                           /* g, t: this lane's row and column of an mma tile */
+  int64_t pairs, first, begin;
+  const int32_t *pages;
+  int n_pages, from, until;
+  int last0, last1;                                               /* the last key that pairs first + g, first + g + 8 see */
+};
+
+/* Item `item` of the call: which span, which 16 of its (row, head) pairs, which cut. False behind the last. */
+__device__ bool find_item(const attn &a, int64_t item, int *span, int *tile, int *cut) {
+  for (int i = 0; i < a.s.n; i++) {
+    const fm_span &s = a.s.span[i];
+    if (s.n == 0) continue;
+    int64_t tiles = (s.n * a.heads + 15) / 16, cuts = cut_of(s.index + s.n - 1) + 1;
+    if (item < tiles * cuts) {
+      *span = i, *tile = (int)(item % tiles), *cut = (int)(item / tiles);
+      return true;
+    }
+    item -= tiles * cuts;
+  }
+  return false;
+}
+
+__device__ mla_work work_of(const attn &a, const fm_span &s, int tile, int cut) {
+  mla_work w;
+  w.warp = threadIdx.x >> 5, w.lane = threadIdx.x & 31, w.g = w.lane / 4, w.t = w.lane % 4;
+  w.pairs = s.n * a.heads, w.first = tile * (int64_t)16, w.begin = cut_begin(cut);
+  int64_t end = cut_begin(cut + 1), seen = s.index + (min(w.first + 15, w.pairs - 1)) / a.heads + 1;
+  end = end < seen ? end : seen;
+  w.pages = (const int32_t *)((const char *)s.pages + a.s.delta);
+  w.n_pages = (int)((end - w.begin + 63) / 64);
+  w.from = (int)(s.first_key - w.begin), w.until = (int)(end - w.begin);
+  w.last0 = w.first + w.g < w.pairs ? (int)(s.index + (int)(w.first + w.g) / a.heads - w.begin) : -1;
+  w.last1 = w.first + w.g + 8 < w.pairs ? (int)(s.index + (int)(w.first + w.g + 8) / a.heads - w.begin) : -1;
+  return w;
+}
+
+template <bool F8> __device__ void take_queries(mla_shared<F8> &sm, const attn &a, const fm_span &s, const mla_work &w) {
+  for (int i = threadIdx.x; i < 16 * (MLA_WIDTH / 8); i += 256) {
+    int r = i / (MLA_WIDTH / 8), d = i % (MLA_WIDTH / 8) * 8;
+    uint4 v = { 0, 0, 0, 0 };
+    if (w.first + r < w.pairs) v = *(const uint4 *)(a.qa16 + ((s.row * a.heads) + w.first + r) * MLA_WIDTH + d);
+    *(uint4 *)(sm.q + r * PITCH + d) = v;
+  }
+  if (threadIdx.x < 16) sm.m[threadIdx.x] = -INFINITY, sm.sum[threadIdx.x] = 0;
+}
+
+template <bool F8> __device__ void fetch_page(mla_shared<F8> &sm, int buf, const char *from) {
+  if constexpr (F8) {
+    for (int i = threadIdx.x; i < 64 * ROW8 / 16; i += 256) copy16(sm.packed[buf] + i * 16, from + i * 16);
+  } else {
+    for (int i = threadIdx.x; i < 64 * (MLA_WIDTH / 8); i += 256) {
+      int j = i / (MLA_WIDTH / 8), d = i % (MLA_WIDTH / 8) * 8;
+      copy16(sm.page[buf] + j * PITCH + d, from + (j * MLA_WIDTH + d) * 2);
+    }
+  }
+  copy_commit();
+}
+
+/* An f8 page to bf16. Sixteen f8, or eight of the rotary part, a turn; keys that nobody sees become 0. */
+__device__ void spread_page(mla_shared<true> &sm, int buf, int j0, const mla_work &w) {
+  constexpr int EACH = MLA_RANK / 16 + (MLA_WIDTH - MLA_RANK) / 8;
+  for (int i = threadIdx.x; i < 64 * EACH; i += 256) {
+    int j = i / EACH, x = i % EACH;
+    const char *row = sm.packed[buf] + j * ROW8;
+    uint4 lo = { 0, 0, 0, 0 }, hi = lo;
+    bool seen = j0 + j < w.until && j0 + j >= w.from;
+    if (x < MLA_RANK / 16) {
+      if (seen) {
+        uint4 v = *(const uint4 *)(row + x * 16);
+        __nv_bfloat162 s = fm_moved_scale(((const float *)(row + MLA_RANK))[x / 8]);
+        uint2 a = fm_four8(v.x, s), b = fm_four8(v.y, s), c = fm_four8(v.z, s), d = fm_four8(v.w, s);
+        lo = { a.x, a.y, b.x, b.y }, hi = { c.x, c.y, d.x, d.y };
+      }
+      uint4 *to = (uint4 *)(sm.page[0] + j * PITCH + x * 16);
+      to[0] = lo, to[1] = hi;
+    } else {
+      int d = (x - MLA_RANK / 16) * 8;
+      if (seen) lo = *(const uint4 *)(row + MLA_RANK + MLA_RANK / FM_CACHE_TILE * 4 + d * 2);
+      *(uint4 *)(sm.page[0] + j * PITCH + MLA_RANK + d) = lo;
+    }
+  }
+}
+
+/* Keys that nobody sees may hold anything, and nothing times infinity is NaN. */
+__device__ void clear_unseen(bf16 *page, int j0, const mla_work &w) {
+  if (j0 + 64 <= w.until && j0 >= w.from) return;
+  for (int x = threadIdx.x; x < 64 * (MLA_RANK / 8); x += 256) {
+    int j = j0 + x / (MLA_RANK / 8);
+    if (j >= w.until || j < w.from) *(uint4 *)(page + x / (MLA_RANK / 8) * PITCH + x % (MLA_RANK / 8) * 8) = { 0, 0, 0, 0 };
+  }
+}
+
+template <bool F8> __device__ void make_scores(mla_shared<F8> &sm, const bf16 *page, int j0, float scale, const mla_work &w) {
+  float sc[2][4] = {};                   // two chains hide the latency of one
+#pragma unroll 6
+  for (int d = 0; d < MLA_WIDTH; d += 32) {
+    uint32_t b[4], q0[4], q1[4];
+    matrix4(b, page + (w.warp * 8 + w.lane % 8) * PITCH + d + w.lane / 8 * 8);
+    matrix4(q0, sm.q + (w.lane % 16) * PITCH + d + w.lane / 16 * 8);
+    matrix4(q1, sm.q + (w.lane % 16) * PITCH + d + 16 + w.lane / 16 * 8);
+    fm_mma(sc[0], q0[0], q0[1], q0[2], q0[3], b[0], b[1]);
+    fm_mma(sc[1], q1[0], q1[1], q1[2], q1[3], b[2], b[3]);
+  }
+#pragma unroll
+  for (int e = 0; e < 4; e++) {
+    int r = w.g + e / 2 * 8, j = w.warp * 8 + 2 * w.t + e % 2;
+    bool see = j0 + j <= (e < 2 ? w.last0 : w.last1) && j0 + j >= w.from;
+    sm.score[r][j] = see ? (sc[0][e] + sc[1][e]) * scale : -INFINITY;
+  }
+}
+
+/* A warp a query: maximum, weights, sum. */
+template <bool F8> __device__ void soften(mla_shared<F8> &sm, const mla_work &w) {
+  for (int r = w.warp; r < 16; r += 8) {
+    float u = sm.score[r][w.lane], v = sm.score[r][w.lane + 32], was = sm.m[r];
+    float m = fmaxf(was, fm_warp_max(fmaxf(u, v)));
+    u = u == -INFINITY ? 0.0f : __expf(u - m);
+    v = v == -INFINITY ? 0.0f : __expf(v - m);
+    bf16 pu = __float2bfloat16_rn(u), pv = __float2bfloat16_rn(v);
+    sm.p[r * PP + w.lane] = pu;
+    sm.p[r * PP + w.lane + 32] = pv;
+    float total = fm_warp_sum(__bfloat162float(pu) + __bfloat162float(pv));
+    __syncwarp();
+    if (w.lane == 0) {
+      float keep = was == -INFINITY ? 0.0f : __expf(was - m);
+      sm.keep[r] = keep;
+      sm.sum[r] = sm.sum[r] * keep + total;
+      sm.m[r] = m;
+    }
+  }
+}
+
+template <bool F8> __device__ void add_values(float (&acc)[8][4], const mla_shared<F8> &sm, const bf16 *page, const mla_work &w) {
+  float k0 = sm.keep[w.g], k1 = sm.keep[w.g + 8];
+#pragma unroll
+  for (int n = 0; n < 8; n++) acc[n][0] *= k0, acc[n][1] *= k0, acc[n][2] *= k1, acc[n][3] *= k1;
+#pragma unroll
+  for (int j = 0; j < 64; j += 16) {
+    uint32_t p[4];
+    matrix4(p, sm.p + (w.lane % 16) * PP + j + w.lane / 16 * 8);
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+      uint32_t b[4];
+      matrix4_turned(b, page + (j + w.lane % 16) * PITCH + w.warp * 64 + n * 8 + w.lane / 16 * 8);
+      fm_mma(acc[n], p[0], p[1], p[2], p[3], b[0], b[1]);
+      fm_mma(acc[n + 1], p[0], p[1], p[2], p[3], b[2], b[3]);
+    }
+  }
+}
+
+template <bool F8> __device__ void give_parts(const float (&acc)[8][4], const mla_shared<F8> &sm, const attn &a, const fm_span &s,
+                                              int cut, const mla_work &w) {
+  for (int e = 0; e < 2; e++) {
+    int64_t pair = w.first + w.g + e * 8;
+    if (pair >= w.pairs) continue;
+    float *to = a.part + ((s.row * a.heads + pair) * a.cuts + cut) * MLA_RANK + w.warp * 64 + 2 * w.t;
+#pragma unroll
+    for (int n = 0; n < 8; n++) *(float2 *)(to + n * 8) = { acc[n][2 * e], acc[n][2 * e + 1] };
+  }
+  if (threadIdx.x < 16 && w.first + threadIdx.x < w.pairs) {
+    float *ms = a.part_ms + 2 * ((s.row * a.heads + w.first + threadIdx.x) * a.cuts + cut);
+    ms[0] = sm.m[threadIdx.x], ms[1] = sm.sum[threadIdx.x];
+  }
+}
+
+template <bool F8> __device__ void mla_item(mla_shared<F8> &sm, const attn &a, const fm_span &s, int tile, int cut) {
+  mla_work w = work_of(a, s, tile, cut);
+  float acc[8][4] = {};
+  take_queries(sm, a, s, w);
+  if (w.n_pages > 0) fetch_page(sm, 0, fm_cache_row(a.k, w.pages, w.begin));
+  for (int i = 0; i < w.n_pages; i++) {
+    int j0 = i * 64;
+    if (i + 1 < w.n_pages) {
+      fetch_page(sm, (i + 1) & 1, fm_cache_row(a.k, w.pages, w.begin + j0 + 64));
+      copy_wait<1>();
+    } else {
+      copy_wait<0>();
+    }
+    __syncthreads();
+    bf16 *page = sm.page[F8 ? 0 : i & 1];
+    if constexpr (F8) {
+      spread_page(sm, i & 1, j0, w);
+      __syncthreads();
+    }
+    make_scores(sm, page, j0, a.scale, w);
+    __syncthreads();
+    soften(sm, w);
+    if constexpr (!F8) clear_unseen(page, j0, w);
+    __syncthreads();
+    add_values(acc, sm, page, w);
+    __syncthreads();
+  }
+  give_parts(acc, sm, a, s, cut, w);
+  __syncthreads();
+}
+
+template <bool F8> __global__ void __launch_bounds__(256, 1) mla_part_kernel(attn a) {
+  extern __shared__ __align__(16) char raw[];
+  mla_shared<F8> &sm = *(mla_shared<F8> *)raw;
+  int span, tile, cut;
+  fm_go_on();
+  fm_wait();
+  for (int64_t item = blockIdx.x; find_item(a, item, &span, &tile, &cut); item += gridDim.x)
+    mla_item(sm, a, a.s.span[span], tile, cut);
+}
+
+bool fm_mla_tiles_can(fm_ctx *c, const fm_cache *k) {
+  bool f8 = k->dtype == FM_F8_E4M3;
+  int most = 0;
+  if ((k->dtype != FM_BF16 && !f8) || k->width != MLA_WIDTH || (f8 && k->latent != MLA_RANK)) return false;
+  cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, fm_cuda_of(c)->index);
+  return most >= (int)(f8 ? sizeof(mla_shared<true>) : sizeof(mla_shared<false>));
+}
+
+template <bool F8> static fm_status run(fm_ctx *c, const attn *x) {
+  cudaFuncSetAttribute(mla_part_kernel<F8>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(mla_shared<F8>));
+  fm_launch(c, mla_part_kernel<F8>, (unsigned)fm_cuda_of(c)->n_sm, 256, sizeof(mla_shared<F8>), *x);
+  return fm_cuda_launched(c, "mla_decode");
+}
+
+fm_status fm_mla_tiles_run(fm_ctx *c, const attn *x) { return x->k.dtype == FM_F8_E4M3 ? run<true>(c, x) : run<false>(c, x); }
