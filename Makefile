@@ -71,6 +71,10 @@ $(BUILD)/data/tokenizers/%/tokenizer.json: spec/data/tokenizers/%/tokenizer.json
 $(BUILD)/fuzz/%: spec/fuzz/%.c $(wildcard csrc/*/*.h csrc/base/*.c csrc/io/*.c)
 	@mkdir -p $(@D)
 	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< $(wildcard csrc/base/*.c csrc/io/*.c) $(LIBS)
+$(BUILD)/fuzz/store_fuzz: spec/fuzz/store_fuzz.c $(wildcard csrc/*/*.[ch])
+	@mkdir -p $(@D)
+	$(CLANG) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< \
+	  $(filter-out csrc/bind/%,$(wildcard csrc/*/*.c)) $(LIBS)
 
 deps:                      ## install what is missing for building (apt)
 	@sh .ci/deps.sh build

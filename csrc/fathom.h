@@ -58,8 +58,23 @@ typedef void *(*fm_alloc_fn)(void *user, void *ptr, size_t size);
 /* Sets the allocator of the whole library. Call before anything else; NULL restores the C library's. */
 FM_API void fm_set_allocator(fm_alloc_fn fn, void *user);
 
+/* How a checkpoint's files are read (config, tokenizer, tensors), for hosts that keep them in an archive of their own.
+   Saved sessions are the system's files all the same. Called from the thread that called fathom. */
+typedef struct fm_file_hooks {
+  void *user;
+  void *(*open)(void *user, const char *path, int64_t *size);   /* NULL: there is no such file; *size: its bytes */
+  /* Like pread: how many bytes came, at most size. Fewer are asked on; 0 and less is a failure (FM_EIO). */
+  int64_t (*read)(void *user, void *file, int64_t offset, void *dst, int64_t size);
+  /* The whole file in memory, 8-byte aligned, until it is closed. May be NULL, or give NULL: tensors are read into memory. */
+  const void *(*map)(void *user, void *file);
+  void (*close)(void *user, void *file);
+} fm_file_hooks;
+/* For the whole library; NULL: the system's files again. Files that are open keep the hooks they were opened with. */
+FM_API void fm_set_files(const fm_file_hooks *hooks);
+
+enum { FM_LOG_INFO = 1, FM_LOG_WARNING = 2 };
 typedef void (*fm_log_fn)(void *user, int level, const char *line);
-FM_API void fm_set_log(fm_log_fn fn, void *user);  /* silent by default */
+FM_API void fm_set_log(fm_log_fn fn, void *user);  /* silent by default; the line ends without a newline */
 
 /* ---- model ------------------------------------------------------------------------------ */
 
@@ -146,11 +161,26 @@ FM_API fm_status fm_session_fork(fm_session **out, fm_session *s, fm_error *err)
 FM_API void      fm_session_free(fm_session *s);
 FM_API int64_t   fm_session_len (const fm_session *s);                  /* ids held */
 FM_API const int32_t *fm_session_ids(const fm_session *s);
-/* Roles, ids and `note` (any bytes, e.g. a transcript) with the model's digest and a checksum; the file
-   appears whole or not at all. Restoring recomputes by role. */
-FM_API fm_status fm_session_save   (const fm_session *s, const char *path, const void *note, size_t n_note, fm_error *err);
+/* Whether the sequence still gives the same ids as its roles and ids computed afresh: false after an 8-bit restore, a restore
+   from another device or build, and a shifted window (fm_generate_options). Forks inherit it. */
+FM_API bool      fm_session_exact(const fm_session *s);
+
+/* What a saved session keeps of its cache. */
+typedef enum fm_pages {
+  FM_PAGES_NONE,             /* nothing: rows are computed again by role, with the same result */
+  FM_PAGES_STORED,           /* rows as they are: goes on at once, with the same result */
+  FM_PAGES_8BIT              /* a byte an element: goes on at once, within 0.01 nats a token; leaves the promise */
+} fm_pages;
+/* Roles, ids, pages and `note` (any bytes, e.g. a transcript) with the model's digest and a checksum; the file appears whole
+   or not at all (FM_EIO: the old one stays). A running task may go on afterwards. */
+FM_API fm_status fm_session_save   (const fm_session *s, const char *path, const void *note, size_t n_note, fm_pages pages,
+                                    fm_error *err);
+/* FM_EFORMAT: no session, changed bytes, another model. FM_EUNSUPPORTED: another version. FM_EOVERFLOW: longer than ctx.
+   Pages of another cache (dtype, MTP), or that find no room, are computed again. *note is freed with fm_release. */
 FM_API fm_status fm_session_restore(fm_session **out, fm_model *m, const char *path,
                                     char **note, size_t *n_note, fm_error *err);
+/* The note alone, without a model, from files of any version and damaged ones too. *sound: it is what was saved. */
+FM_API fm_status fm_session_history(const char *path, char **note, size_t *n_note, bool *sound, fm_error *err);
 
 /* ---- task: one generation ---------------------------------------------------------------- */
 

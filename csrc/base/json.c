@@ -4,12 +4,10 @@
 #include "base/json.h"
 
 #include <cjson/cJSON.h>
-#include <errno.h>
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 
 enum { MAX_DEPTH = 64 };
@@ -68,20 +66,10 @@ fm_status fm_json_parse(fm_json **out, const char *text, size_t len, const char 
 }
 
 fm_status fm_json_load(fm_json **out, const char *path, int64_t max_size, fm_error *err) {
-  struct stat st;
-  // looked at before it is opened: opening a pipe would wait for a writer
-  if (stat(path, &st) != 0) return fm_fail(err, FM_EIO, "cannot read %s: %s", path, strerror(errno));
-  if (!S_ISREG(st.st_mode)) return fm_fail(err, FM_EIO, "%s is no plain file", path);
-  int64_t size = st.st_size;
-  if (size > max_size)
-    return fm_fail(err, FM_EFORMAT, "%s: %lld bytes, at most %lld are read", path, (long long)size, (long long)max_size);
-  char *text = fm_alloc(size);
-  if (!text) return fm_no_memory(err, size);
-  fm_status status;
-  FILE *f = fopen(path, "rb");
-  if (f && fread(text, 1, (size_t)size, f) == (size_t)size) status = fm_json_parse(out, text, (size_t)size, path, err);
-  else status = fm_fail(err, FM_EIO, "cannot read %s: %s", path, f ? "it shrank" : strerror(errno));
-  if (f) fclose(f);
+  char *text;
+  int64_t size;
+  TRY(fm_file_load(&text, &size, path, max_size, err));
+  fm_status status = fm_json_parse(out, text, (size_t)size, path, err);
   fm_free(text);
   return status;
 }

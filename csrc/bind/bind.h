@@ -52,6 +52,7 @@ void fm_bind_open_session(lua_State *L);
 int  fm_bind_tokenizer(lua_State *L);              /* core.tokenizer(path) */
 int  fm_bind_session(lua_State *L);                /* model:session() */
 int  fm_bind_restore(lua_State *L);                /* model:restore(path) */
+int  fm_bind_history(lua_State *L);                /* core.history(path) */
 fm_load_options fm_bind_load_options(lua_State *L, int index);
 
 FM_API int luaopen_fathom_core(lua_State *L);

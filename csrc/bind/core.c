@@ -5,6 +5,8 @@
 
 #include <string.h>
 
+#include "base/file.h"
+
 fm_load_options fm_bind_load_options(lua_State *L, int index) {
   fm_load_options o = fm_load_options_default();
   o.device = fm_bind_str(L, index, "device", NULL);
@@ -103,6 +105,18 @@ static int error_tostring(lua_State *L) {
   return 1;
 }
 
+/* core.read(path) -> the bytes of a checkpoint's file, through the host's hooks; nil where there is none, or it cannot be read */
+static int core_read(lua_State *L) {
+  const char *path = luaL_checkstring(L, 1);
+  void **box = fm_bind_box(L);
+  char *text;
+  int64_t size;
+  if (!fm_file_exists(path) || fm_file_load(&text, &size, path, 64 << 20, NULL) != FM_OK) return 0;
+  *box = text;
+  lua_pushlstring(L, text, (size_t)size);
+  return 1;
+}
+
 /* ---- loader ---------------------------------------------------------------------------------------- */
 
 static int core_loader(lua_State *L) {
@@ -151,7 +165,8 @@ static int l_tostring(lua_State *L) {
 int luaopen_fathom_core(lua_State *L) {
   static const luaL_Reg loader[] = { { "step", l_step }, { "finish", l_finish }, { NULL, NULL } };
   static const luaL_Reg functions[] = { { "devices", core_devices }, { "plan", core_plan },
-    { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "error", core_error }, { NULL, NULL } };
+    { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "error", core_error },
+    { "history", fm_bind_history }, { "read", core_read }, { NULL, NULL } };
   luaL_checkversion(L);
   luaL_newmetatable(L, FM_CERROR);
   lua_pushcfunction(L, error_tostring);

@@ -69,10 +69,32 @@ static int s_len(lua_State *L) {
 static int s_save(lua_State *L) {
   fm_session *s = get(L);
   size_t n_note;
+  static const char *const forms[] = { "none", "stored", "8bit", NULL };    /* in the order of fm_pages */
   const char *path = luaL_checkstring(L, 2), *note = luaL_optlstring(L, 3, "", &n_note);
+  fm_pages pages = (fm_pages)luaL_checkoption(L, 4, "stored", forms);
   fm_error err;
-  if (fm_session_save(s, path, note, n_note, &err) != FM_OK) return fm_bind_fail(L, &err);
+  if (fm_session_save(s, path, note, n_note, pages, &err) != FM_OK) return fm_bind_fail(L, &err);
   lua_pushboolean(L, true);
+  return 1;
+}
+
+/* core.history(path) -> note, sound */
+int fm_bind_history(lua_State *L) {
+  const char *path = luaL_checkstring(L, 1);
+  void **box = fm_bind_box(L);
+  char *note;
+  size_t n_note;
+  bool sound;
+  fm_error err;
+  if (fm_session_history(path, &note, &n_note, &sound, &err) != FM_OK) return fm_bind_fail(L, &err);
+  *box = note;
+  lua_pushlstring(L, note, n_note);
+  lua_pushboolean(L, sound);
+  return 2;
+}
+
+static int s_exact(lua_State *L) {
+  lua_pushboolean(L, fm_session_exact(get(L)));
   return 1;
 }
 
@@ -254,6 +276,7 @@ static int t_tostring(lua_State *L) {
 
 void fm_bind_open_session(lua_State *L) {
   static const luaL_Reg session[] = { { "fork", s_fork }, { "ids", s_ids }, { "len", s_len }, { "save", s_save },
+    { "exact", s_exact },
     { "task", s_task }, { NULL, NULL } };
   static const luaL_Reg task[] = { { "next", t_next }, { "state", t_state }, { "error", t_error },
     { "usage", t_usage }, { "cancel", t_cancel }, { NULL, NULL } };

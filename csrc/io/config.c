@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/file.h"
 #include "base/mem.h"
 
 enum { MAX_CONFIG = 1 << 20 };           /* bytes of a config.json */
@@ -307,21 +308,16 @@ fm_status fm_config_load(fm_config *out, const char *dir, fm_error *err) {
   char path[4096];
   fm_json *j;
   fm_config c = { 0 };
-  fm_error why;
   snprintf(path, sizeof path, "%s/config.json", dir);
   TRY(fm_json_load(&j, path, MAX_CONFIG, err));
   fm_status status = parse(&c, j, err);
   fm_json_free(j);
   TRY(status);
   snprintf(path, sizeof path, "%s/generation_config.json", dir);
-  status = fm_json_load(&j, path, MAX_CONFIG, &why);
-  if (status == FM_OK) {
+  if (fm_file_exists(path)) {                      // most checkpoints have one, none needs it
+    TRY(fm_json_load(&j, path, MAX_CONFIG, err));
     status = generation(&c, j, err);
     fm_json_free(j);
-  } else if (status == FM_EIO) {
-    status = FM_OK;                                // most checkpoints have one, none needs it
-  } else if (err) {
-    *err = why;
   }
   if (status == FM_OK) *out = c;
   return status;

@@ -5,22 +5,21 @@
 
 #include <cjson/cJSON.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/file.h"
+#include "base/hash.h"
 #include "base/json.h"
 #include "base/mem.h"
 
 #define MAX_HEADER ((int64_t)100 << 20)  /* bytes; the customary limit */
 #define MAX_INDEX ((int64_t)256 << 20)
 
-typedef struct shard { char *path; char *map; int64_t size; } shard;
+typedef struct shard { char *path; fm_mapping map; } shard;
 
 struct fm_store {
   shard *shards; int64_t n_shards, cap_shards;
@@ -153,38 +152,23 @@ static fm_status add_entry(void *arg, const char *name, fm_dtype t, int ndim, co
   return FM_OK;
 }
 
-static fm_status map_file(shard *f, fm_error *err) {
-  struct stat st;
-  int fd = open(f->path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return fm_fail(err, FM_EIO, "cannot read %s: %s", f->path, strerror(errno));
-  fm_status status = FM_OK;
-  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
-    status = fm_fail(err, FM_EIO, "%s is no plain file", f->path);
-  } else if (st.st_size < 10) {
-    status = fm_fail(err, FM_EFORMAT, "%s: %lld bytes are no safetensors file", f->path, (long long)st.st_size);
-  } else {
-    void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
-    if (p == MAP_FAILED) status = fm_fail(err, FM_EIO, "cannot map %s: %s", f->path, strerror(errno));
-    else f->map = p, f->size = st.st_size;
-  }
-  close(fd);
-  return status;
-}
-
 static fm_status add_shard(fm_store *s, const char *path, fm_error *err) {
   TRY(fm_grow(&s->shards, &s->cap_shards, s->n_shards + 1, sizeof *s->shards, err));
   shard *f = &s->shards[s->n_shards];
   *f = (shard){ .path = fm_strndup(path, strlen(path)) };
   if (!f->path) return fm_no_memory(err, (int64_t)strlen(path));
   s->n_shards++;
-  TRY(map_file(f, err));
+  TRY(fm_file_map(&f->map, path, err));
+  const char *data = f->map.data;
+  int64_t size = f->map.size;
+  if (size < 10) return fm_fail(err, FM_EFORMAT, "%s: %lld bytes are no safetensors file", path, (long long)size);
   uint64_t len = 0;
-  for (int i = 7; i >= 0; i--) len = len << 8 | (uint8_t)f->map[i];
-  if (len > (uint64_t)MAX_HEADER || (int64_t)len > f->size - 8)
+  for (int i = 7; i >= 0; i--) len = len << 8 | (uint8_t)data[i];
+  if (len > (uint64_t)MAX_HEADER || (int64_t)len > size - 8)
     return fm_fail(err, FM_EFORMAT, "%s: a header of %llu bytes in a file of %lld", path, (unsigned long long)len,
-                   (long long)f->size);
-  adding a = { s, f->map + 8 + len, (int)s->n_shards - 1, path };
-  return fm_safetensors_header(f->map + 8, (size_t)len, f->size - 8 - (int64_t)len, path, add_entry, &a, err);
+                   (long long)size);
+  adding a = { s, data + 8 + len, (int)s->n_shards - 1, path };
+  return fm_safetensors_header(data + 8, (size_t)len, size - 8 - (int64_t)len, path, add_entry, &a, err);
 }
 
 static int entry_by_name(const void *a, const void *b) {
@@ -278,7 +262,7 @@ fm_status fm_store_open(fm_store **out, const char *dir, fm_error *err) {
   char path[4096];
   if (strlen(dir) > sizeof path - 64) return fm_fail(err, FM_EIO, "the path is too long");
   snprintf(path, sizeof path, "%s/model.safetensors.index.json", dir);
-  if (access(path, F_OK) != 0) {
+  if (!fm_file_exists(path)) {
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     return fm_store_open_file(out, path, err);
   }
@@ -291,7 +275,7 @@ void fm_store_close(fm_store *s) {
   if (!s) return;
   for (int64_t i = 0; i < s->n; i++) fm_free((void *)s->entries[i].name);
   for (int64_t i = 0; i < s->n_shards; i++) {
-    if (s->shards[i].map) munmap(s->shards[i].map, (size_t)s->shards[i].size);
+    fm_file_unmap(&s->shards[i].map);
     fm_free(s->shards[i].path);
   }
   fm_free(s->entries);
@@ -323,21 +307,16 @@ int64_t fm_store_parameters(const fm_store *s) {
   return sum;
 }
 
-static uint64_t mix(uint64_t h, const void *p, int64_t n) {    /* FNV-1a */
-  for (const uint8_t *b = p; n-- > 0; b++) h = (h ^ *b) * 0x100000001b3u;
-  return h;
-}
-
 uint64_t fm_store_digest(const fm_store *s) {
-  uint64_t h = 0xcbf29ce484222325u;
+  uint64_t h = FM_HASH_START;
   for (int64_t i = 0; i < s->n; i++) {
     const fm_entry *e = &s->entries[i];
     int64_t size = fm_tensor_len(&e->t) * fm_dtype_size(e->t.dtype), take = size < 64 ? size : 64;
-    h = mix(h, e->name, (int64_t)strlen(e->name) + 1);
-    h = mix(h, &e->t.dtype, sizeof e->t.dtype);
-    h = mix(h, e->t.shape, (int64_t)sizeof *e->t.shape * e->t.ndim);
+    h = fm_fnv(h, e->name, (int64_t)strlen(e->name) + 1);
+    h = fm_fnv(h, &e->t.dtype, sizeof e->t.dtype);
+    h = fm_fnv(h, e->t.shape, (int64_t)sizeof *e->t.shape * e->t.ndim);
     // sixty-four bytes from the middle: one page a tensor, and enough to tell two trainings apart
-    h = mix(h, (const char *)e->t.data + (size - take) / 2, take);
+    h = fm_fnv(h, (const char *)e->t.data + (size - take) / 2, take);
   }
   return h;
 }

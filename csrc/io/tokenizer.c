@@ -9,9 +9,9 @@
 #include <pcre2.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <utf8proc.h>
 
+#include "base/file.h"
 #include "io/bpe.h"
 
 enum { MAX_STAGES = 16, MAX_ID = 1 << 24, MAX_LENGTHS = 256 };
@@ -389,12 +389,10 @@ fm_status fm_tokenizer_parse(fm_tokenizer **out, const char *json, size_t len, f
 
 fm_status fm_tokenizer_open(fm_tokenizer **out, const char *path, fm_error *err) {
   char file[4096];
-  struct stat st;
   fm_json *j;
-  bool folder = stat(path, &st) == 0 && S_ISDIR(st.st_mode);
-  if (snprintf(file, sizeof file, folder ? "%s/tokenizer.json" : "%s", path) >= (int)sizeof file)
+  if (snprintf(file, sizeof file, "%s/tokenizer.json", path) >= (int)sizeof file)
     return fm_fail(err, FM_EIO, "the path is too long");
-  TRY(fm_json_load(&j, file, MAX_JSON, err));
+  TRY(fm_json_load(&j, fm_file_exists(file) ? file : path, MAX_JSON, err));
   fm_status status = from_json(out, j, err);
   fm_json_free(j);
   return status;

@@ -103,6 +103,7 @@ fm_status fm_kv_fork(fm_kv *kv, fm_kv_seq *dst, const fm_kv_seq *src, fm_error *
   dst->len = src->len;
   dst->mtp_first = src->mtp_first;
   dst->mtp_len = src->mtp_len;
+  dst->shift = src->shift;
   return FM_OK;
 }
 
@@ -110,4 +111,24 @@ void fm_kv_drop(fm_kv *kv, fm_kv_seq *s) {
   fm_kv_truncate(kv, s, 0);
   fm_free(s->pages);
   *s = (fm_kv_seq){ 0 };
+}
+
+/* The device's last error as the caller's. */
+static fm_status told(const fm_ctx *c, fm_status status, fm_error *err) {
+  if (status != FM_OK && err) *err = c->err;
+  return status;
+}
+
+fm_status fm_kv_read_page(fm_kv *kv, int32_t page, void *to, fm_error *err) {
+  const char *from = kv->data + page * kv->page_size;
+  if (kv->c->ops->download) return told(kv->c, kv->c->ops->download(kv->c, to, from, kv->page_size), err);
+  memcpy(to, from, (size_t)kv->page_size);
+  return FM_OK;
+}
+
+fm_status fm_kv_write_page(fm_kv *kv, int32_t page, const void *from, fm_error *err) {
+  char *to = kv->data + page * kv->page_size;
+  if (kv->c->ops->upload) return told(kv->c, kv->c->ops->upload(kv->c, to, from, kv->page_size), err);
+  memcpy(to, from, (size_t)kv->page_size);
+  return FM_OK;
 }

@@ -24,6 +24,7 @@ typedef struct fm_kv_seq {
   int64_t n_pages, cap;
   int64_t len;                  /* tokens of the main layers that are there */
   int64_t mtp_first, mtp_len;   /* indices [mtp_first, mtp_len) of the MTP layer are there */
+  int64_t shift;                /* index j is rotated as position j + shift */
 } fm_kv_seq;
 
 /* Bytes of a page for this config. */
@@ -40,5 +41,9 @@ void      fm_kv_truncate(fm_kv *kv, fm_kv_seq *s, int64_t len);
 /* dst, empty before, shares everything src holds. */
 fm_status fm_kv_fork(fm_kv *kv, fm_kv_seq *dst, const fm_kv_seq *src, fm_error *err);
 void      fm_kv_drop(fm_kv *kv, fm_kv_seq *s);
+
+/* A page's bytes to host memory and back. */
+fm_status fm_kv_read_page (fm_kv *kv, int32_t page, void *to, fm_error *err);
+fm_status fm_kv_write_page(fm_kv *kv, int32_t page, const void *from, fm_error *err);
 
 #endif

@@ -92,7 +92,7 @@ static void place_spans(fm_pass *p, fm_seg *segs, int64_t n_segs, char *at) {
     for (int64_t j = 0; j < s->n; j++) {
       p->ids[row] = s->ids[j];
       // an MTP row is stored at the index of its id and rotated as the state it continues
-      p->pos[row] = (int32_t)(s->index + j - p->mtp);
+      p->pos[row] = (int32_t)(s->index + j - p->mtp + s->seq->shift);
       if (j >= s->n - s->n_logits) p->logit_row[logit++] = (int32_t)row;
       row++;
     }

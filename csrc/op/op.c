@@ -22,6 +22,7 @@ fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err)
       c->ops = ops;
       return FM_OK;
     }
+    fm_log(FM_LOG_INFO, "device \"auto\" is the cpu: %s", why.message);
     device = "cpu";
   }
   if (strcmp(device, "cpu") == 0) ops = fm_cpu_backend();

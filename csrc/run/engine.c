@@ -6,6 +6,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/file.h"
+
 /* Everything that follows from config, options and device, before any weight is read. */
 typedef struct setup { fm_dtype cache, arithmetic; int64_t ctx, seqs, n_pages; int drafts; } setup;
 
@@ -161,11 +163,10 @@ struct fm_loader {
 };
 
 static fm_status open_tokenizer(fm_model *m, fm_error *err) {
-  fm_error why;
-  fm_status status = fm_tokenizer_open(&m->tok, m->dir, &why);
-  if (status == FM_EIO) return FM_OK;              // none: ids go in and ids come out
-  if (status != FM_OK && err) *err = why;
-  return status;
+  char path[4096];
+  snprintf(path, sizeof path, "%s/tokenizer.json", m->dir);
+  if (!fm_file_exists(path)) return FM_OK;         // none: ids go in and ids come out
+  return fm_tokenizer_open(&m->tok, m->dir, err);
 }
 
 /* A device with a memory of its own either holds it all or is not begun with. */
@@ -239,6 +240,15 @@ fm_status fm_loader_step(fm_loader *l, int64_t *done, int64_t *total, fm_error *
   return FM_OK;
 }
 
+static void log_loaded(const fm_model *m) {
+  const char *simd;
+  int threads;
+  m->c.ops->info(m->c.dev, &simd, &threads);
+  fm_log(FM_LOG_INFO, "%s: %lld layers, %s arithmetic, on the %s (%s, %d), cache of %lld pages of %d tokens in %s, %s", m->dir,
+         (long long)m->cfg.num_hidden_layers, fm_dtype_name(m->c.arithmetic), m->c.ops->name, simd, threads,
+         (long long)m->kv->n_pages, FM_PAGE, fm_dtype_name(m->kv->dtype), m->drafts ? "MTP drafts" : "no drafts");
+}
+
 fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   fm_model *m = l->m;
   if (!m || l->slot <= m->w->n_layers) return fm_fail(err, FM_EINVAL, "loading is not done yet");
@@ -249,6 +259,7 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   TRY(fm_ctx_reserve(&m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
   TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
   m->digest = fm_store_digest(m->w->store);
+  log_loaded(m);
   l->m = NULL;
   *out = m;
   return FM_OK;

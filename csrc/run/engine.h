@@ -6,6 +6,8 @@
 #ifndef FM_RUN_ENGINE_H
 #define FM_RUN_ENGINE_H
 
+#include <stdio.h>
+
 #include "io/tokenizer.h"
 #include "model/model.h"
 #include "run/sampler.h"
@@ -21,6 +23,9 @@ struct fm_session {
   fm_kv_seq kv;                          /* rows [0, kv.len) of ids are there */
   float *h;                              /* (hidden_size) final-normed state of index kv.len - 1 */
   bool h_valid;
+  bool inexact;                          /* rows are not what ids and roles alone give: never to be shared with other sessions */
+  int64_t keep, dropped;                 /* ids [keep, keep + dropped) of the history are gone: a shifted window */
+  uint64_t dropped_sum;                  /* fm_fnv of the gone ids */
   uint64_t used;                         /* when it ran last: idle ones lose their pages first */
   int refs;                              /* the caller's, and the task's */
 };
@@ -95,6 +100,11 @@ void      fm_session_back(fm_session *s, int64_t len);
 /* Pages for [from, to), taken from idle sessions when none is free. */
 fm_status fm_session_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err);
 void      fm_session_drop_cache(fm_session *s);
+
+/* ---- store.c ---- */
+/* fm_session_restore from a file that is open; path is for messages. */
+fm_status fm_session_restore_from(fm_session **out, fm_model *m, FILE *f, const char *path, char **note, size_t *n_note,
+                                  fm_error *err);
 
 /* ---- task.c ---- */
 bool      fm_task_prefilling(const fm_task *t);

@@ -47,6 +47,8 @@ fm_status fm_session_fork(fm_session **out, fm_session *s, fm_error *err) {
   }
   memcpy(f->h, s->h, (size_t)s->m->cfg.hidden_size * sizeof *f->h);
   f->h_valid = s->h_valid;
+  f->inexact = s->inexact;
+  f->keep = s->keep, f->dropped = s->dropped, f->dropped_sum = s->dropped_sum;
   *out = f;
   return FM_OK;
 done:
@@ -69,6 +71,7 @@ void fm_session_free(fm_session *s) {
 
 int64_t fm_session_len(const fm_session *s) { return s->n; }
 const int32_t *fm_session_ids(const fm_session *s) { return s->ids; }
+bool fm_session_exact(const fm_session *s) { return !s->inexact; }
 
 fm_status fm_session_append(fm_session *s, const int32_t *ids, int64_t n, fm_role role, fm_error *err) {
   TRY(fm_grow(&s->ids, &s->cap_ids, s->n + n, sizeof *s->ids, err));

@@ -14,10 +14,8 @@ engine.__index = engine
 
 -- A JSON file of the checkpoint; nil where it is absent or no object (the weights do not depend on it).
 local function read_json(dir, name)
-  local f = io.open(dir .. "/" .. name, "rb")
-  if not f then return nil end
-  local value = json.decode(f:read "a")
-  f:close()
+  local text = require("fathom.core").read(dir .. "/" .. name)
+  local value = text and json.decode(text)
   return type(value) == "table" and value or nil
 end
 

@@ -6,10 +6,11 @@
 
 local load = require "fathom.load"
 local chat = require "fathom.chat"
+local session = require "fathom.session"
 local tokenizer = require "fathom.tokenizer"
 
 local fathom = { devices = load.devices, plan = load.plan, load = load.load, tokenizer = tokenizer.open,
-                 templates = chat.names }
+                 templates = chat.names, history = session.history }
 
 -- ---- things that are looked up when somebody asks for them --------------------------------------------------
 

@@ -81,6 +81,7 @@ end
 options.is = {
   any = function() return true end,
   string = function(v) return type(v) == "string", "a string" end,
+  no = function(v) return v == false, "false" end,
   boolean = function(v) return type(v) == "boolean", "true or false" end,
   callable = function(v) return type(v) == "function", "a function" end,
   table = function(v) return type(v) == "table", "a table" end,

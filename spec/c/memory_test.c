@@ -60,7 +60,7 @@ static fm_status whole(fm_error *err) {
   while (t && fm_task_next(t, &k)) {}
   if (status == FM_OK && fm_task_finish(t, err) == FM_FAILED) status = err->code;
   if (status == FM_OK) status = fm_session_fork(&f, s, err);
-  if (status == FM_OK) status = fm_session_save(s, path, "note", 4, err);
+  if (status == FM_OK) status = fm_session_save(s, path, "note", 4, FM_PAGES_8BIT, err);
   if (status == FM_OK) status = fm_session_restore(&r, m, path, &note, &n_note, err);
   fm_release(note);
   fm_session_free(r);
