@@ -204,6 +204,12 @@ typedef struct fm_generate_options {
   int32_t logprobs;          /* -1: none; k: the chosen one's and the k best */
   int mtp;                   /* -1: as loaded; 0: no drafts; k: drafts a step */
   bool ignore_eos;
+  /* The reply follows a grammar (GBNF, rule `root`) or a JSON Schema, as texts; at most one of the two, and no stop or
+     stop_ids beside it. Nothing else is ever sampled, and a reply ends where its document is complete: FM_STOP. One that
+     max_tokens would cut is steered to its shortest close; where not even that fits it is cut, FM_LENGTH.
+     fm_task_new: FM_EFORMAT for a malformed text or one that matches nothing, FM_EUNSUPPORTED naming what is not done. */
+  const char *grammar, *schema;
+  int32_t grammar_after;     /* -1: from the first id; else behind this one, which ends a model's thoughts */
 } fm_generate_options;
 
 typedef enum fm_finish { FM_RUNNING = 0, FM_STOP, FM_LENGTH, FM_CANCELLED, FM_FAILED } fm_finish;

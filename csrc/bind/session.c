@@ -166,6 +166,9 @@ static fm_generate_options read_options(lua_State *L) {
   o.logprobs = (int32_t)ranged(L, "logprobs", -1, -1, INT32_MAX);
   o.mtp = (int)ranged(L, "mtp", -1, -1, FM_MAX_DRAFTS);
   o.ignore_eos = fm_bind_bool(L, 3, "ignore_eos", false);
+  o.grammar = fm_bind_str(L, 3, "grammar", NULL);
+  o.schema = fm_bind_str(L, 3, "schema", NULL);
+  o.grammar_after = (int32_t)ranged(L, "grammar_after", -1, -1, INT32_MAX);
   if (!lua_istable(L, 3)) return o;
   luaL_checkstack(L, 16, NULL);
   read_bias(L, &o);

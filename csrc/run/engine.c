@@ -292,6 +292,7 @@ void fm_model_close(fm_model *m) {
   fm_free(m->work.rule);
   fm_free(m->work.drawn);
   fm_sampler_free(m->sampler);
+  fm_grammars_free(m->grammars);
   fm_net_free(&m->net);
   fm_kv_free(m->kv);
   fm_weights_free(m->w);

@@ -10,7 +10,7 @@
 
 #include "io/tokenizer.h"
 #include "model/model.h"
-#include "run/sampler.h"
+#include "run/grammar.h"
 
 enum { FM_MAX_DRAFTS = 7 };              /* with the pending id: 8 rows verified together */
 
@@ -45,6 +45,7 @@ struct fm_task {
   fm_sampled *out; int64_t n_out, cap_out, read;    /* tokens for the caller */
   fm_top_logprob *top; int64_t n_top, cap_top;
   char *text; int64_t n_text, cap_text, text_done;  /* decoded; text_done: handed to some token */
+  fm_guide *guide;                       /* NULL: anything goes */
   bool cancel;
 };
 
@@ -73,6 +74,7 @@ struct fm_model {
   fm_net net;
   fm_tokenizer *tok;                     /* NULL: none */
   fm_sampler *sampler;
+  fm_grammars *grammars;                 /* made when first wanted */
   int64_t ctx, seqs;
   int drafts;                            /* 0: no MTP */
   uint64_t digest, clock;

@@ -77,6 +77,10 @@ static void penalise(fm_sampler *s, const fm_generate_options *o, fm_history h) 
   }
 }
 
+static bool penalties(const fm_generate_options *o) {
+  return o->repeat_penalty != 1 || o->presence_penalty != 0 || o->frequency_penalty != 0;
+}
+
 static int32_t argmax(const float *x, int64_t n) {
   int32_t best = 0;
   for (int64_t i = 1; i < n; i++)
@@ -145,12 +149,29 @@ static int64_t keep_min_p(fm_sampler *s, const fm_generate_options *o, int64_t n
   return kept;
 }
 
-/* Fills s->kept with the candidates; returns how many, at least one. */
-static int64_t filter(fm_sampler *s, const fm_generate_options *o) {
+/* Fills s->kept with the ids of the mask, in order; returns how many. */
+static int64_t unmask(fm_sampler *s, const uint64_t *mask) {
+  int64_t n = 0, words = (s->n_valid + 63) / 64;
+  for (int64_t w = 0; w < words; w++)
+    for (uint64_t bits = mask[w]; bits; bits &= bits - 1) s->kept[n++] = (int32_t)(w * 64 + __builtin_ctzll(bits));
+  while (n && s->kept[n - 1] >= s->n_valid) n--;
+  return n;
+}
+
+/* The best of the candidates; ties go to the lower id. */
+static int32_t best_of(const fm_sampler *s, int64_t n) {
+  int32_t best = s->kept[0];
+  for (int64_t i = 1; i < n; i++)
+    if (s->logit[s->kept[i]] > s->logit[best]) best = s->kept[i];
+  return best;
+}
+
+/* Leaves in s->kept, out of n candidates, those that the filters keep; returns how many. */
+static int64_t filter(fm_sampler *s, const fm_generate_options *o, int64_t all) {
   int64_t n = 0;
-  float max = s->logit[argmax(s->logit, s->n_valid)];
-  for (int64_t i = 0; i < s->n_valid; i++)
-    if (s->logit[i] > -INFINITY) s->kept[n++] = (int32_t)i;
+  float max = s->logit[best_of(s, all)];
+  for (int64_t i = 0; i < all; i++)
+    if (s->logit[s->kept[i]] > -INFINITY) s->kept[n++] = s->kept[i];
   if (o->top_k > 0 && o->top_k < n) {
     select_best(s->logit, s->kept, n, o->top_k);
     n = o->top_k;
@@ -182,22 +203,32 @@ static float filtered_logprob(const fm_sampler *s, const fm_generate_options *o,
   return (float)-log(sum);
 }
 
-fm_draw fm_sampler_draw(fm_sampler *s, const fm_generate_options *o, const float *logits, fm_history h,
-                        bool want_logprob) {
-  fm_draw d = { .logprob = NAN, .logprob_filtered = NAN };
-  memcpy(s->logit, logits, (size_t)s->vocab_size * sizeof *s->logit);
+/* The logits to draw from: under a mask only its own are looked at. Fills s->kept; returns how many candidates there are. */
+static int64_t prepare(fm_sampler *s, const fm_generate_options *o, const float *logits, fm_history h, const uint64_t *mask) {
+  int64_t n = mask ? unmask(s, mask) : 0;
+  if (!mask) memcpy(s->logit, logits, (size_t)s->vocab_size * sizeof *s->logit);
+  for (int64_t i = 0; i < n; i++) s->logit[s->kept[i]] = logits[s->kept[i]];
   for (int32_t i = 0; i < o->n_logit_bias; i++)
     s->logit[o->logit_bias[i].id] += o->logit_bias[i].bias;
   penalise(s, o, h);
-  if (o->temperature <= 0) {
-    d.id = argmax(s->logit, s->n_valid);
-    if (want_logprob) d.logprob_filtered = 0;
-  } else {
-    int64_t n = filter(s, o);
-    d.id = n ? gumbel_max(s, o, n, h.n) : argmax(s->logit, s->n_valid);
-    if (want_logprob) d.logprob_filtered = n ? filtered_logprob(s, o, n, d.id) : 0;
+  if (mask) return penalties(o) ? unmask(s, mask) : n;       // they used s->kept
+  if (o->temperature > 0)
+    for (n = 0; n < s->n_valid; n++) s->kept[n] = (int32_t)n;
+  return n;
+}
+
+fm_draw fm_sampler_draw(fm_sampler *s, const fm_generate_options *o, const float *logits, fm_history h, const uint64_t *mask,
+                        bool want_logprob) {
+  fm_draw d = { .logprob = NAN, .logprob_filtered = NAN };
+  int64_t all = prepare(s, o, logits, h, mask), n = 0;
+  if (mask && !all) return (fm_draw){ .id = -1, .logprob = NAN, .logprob_filtered = NAN };
+  if (o->temperature > 0) n = filter(s, o, all);
+  if (n) d.id = gumbel_max(s, o, n, h.n);
+  else d.id = mask ? best_of(s, all) : argmax(s->logit, s->n_valid);
+  if (want_logprob) {
+    d.logprob_filtered = n ? filtered_logprob(s, o, n, d.id) : 0;
+    d.logprob = (float)(logits[d.id] - fm_log_sum_exp(logits, s->vocab_size));
   }
-  if (want_logprob) d.logprob = (float)(logits[d.id] - fm_log_sum_exp(logits, s->vocab_size));
   return d;
 }
 

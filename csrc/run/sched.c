@@ -64,8 +64,9 @@ void fm_sched_abandon(fm_model *m, const fm_session *s) {
 }
 
 /* Rows of logits whose draw needs no more than temperature and noise: a device may do it. */
-static bool plain_draw(const fm_generate_options *o) {
-  return o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
+static bool plain_draw(const fm_task *t) {
+  const fm_generate_options *o = &t->o;
+  return !t->guide && o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
          o->presence_penalty == 0 && o->frequency_penalty == 0 && o->n_logit_bias == 0;
 }
 
@@ -77,7 +78,7 @@ static fm_status make_rules(fm_model *m, const fm_draw_rule **out) {
   if (!m->c.ops->draw) return FM_OK;
   for (int64_t i = 0; i < w->n; i++) {
     const fm_task *t = w->task[i];
-    if (!plain_draw(&t->o)) return FM_OK;
+    if (!plain_draw(t)) return FM_OK;
     TRY(fm_grow(&w->rule, &w->cap_rule, n + w->seg[i].n_logits, sizeof *w->rule, &m->c.err));
     int64_t index = t->s->n + (w->kind == FM_DRAFT ? w->depth : 0);
     for (int64_t j = 0; j < w->seg[i].n_logits; j++)
@@ -101,11 +102,28 @@ static fm_status fetch(fm_model *m) {
   return m->c.ops->download(&m->c, w->drawn, p->drawn, p->n_logits * (int64_t)sizeof *w->drawn);
 }
 
-/* The draw for one row of the completed pass's logits. */
-static fm_draw draw(fm_model *m, fm_task *t, int64_t row, fm_history h) {
+/* The draw for one row of the completed pass's logits, n_ahead drafts behind the real end of the task's ids. */
+static fm_status draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, fm_head head, fm_draw *out) {
   const fm_work *w = &m->work;
-  if (!w->logits) return (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
-  return fm_sampler_draw(m->sampler, &t->o, w->logits + row * m->cfg.vocab_size, h, t->o.logprobs >= 0);
+  fm_history h = { t->s->ids, t->s->n + n_ahead, t->n_prompt };
+  const float *logits = w->logits ? w->logits + row * m->cfg.vocab_size : NULL;
+  bool want_logprob = t->o.logprobs >= 0;
+  if (t->guide)
+    return fm_guide_draw(t->guide, head, m->sampler, &t->o, logits, h, t->max_tokens - t->usage.completion - n_ahead,
+                         want_logprob, out, &t->err);
+  if (logits) *out = fm_sampler_draw(m->sampler, &t->o, logits, h, NULL, want_logprob);
+  else *out = (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
+  return FM_OK;
+}
+
+/* The next draft of a task; a guide runs ahead along them. */
+static fm_status draw_draft(fm_model *m, fm_task *t, int64_t row) {
+  fm_draw d;
+  if (t->guide && t->n_draft == 0) TRY(fm_guide_ahead(t->guide, &t->err));
+  TRY(draw(m, t, row, t->n_draft, FM_AHEAD, &d));
+  if (t->guide) TRY(fm_guide_take(t->guide, FM_AHEAD, d.id, &t->err));
+  t->draft[t->n_draft++] = d.id;
+  return FM_OK;
 }
 
 /* ---- drafts --------------------------------------------------------------------------------------- */
@@ -116,6 +134,7 @@ static int64_t drafts_wanted(const fm_task *t) {
   int64_t space = t->s->m->ctx - t->s->n - 1;
   int64_t want = t->o.mtp < room ? t->o.mtp : room;
   want = want < space ? want : space;
+  if (t->guide && t->n_draft && fm_guide_over(t->guide, FM_AHEAD)) want = t->n_draft;    // the document ends there
   return want > 0 ? want : 0;
 }
 
@@ -150,9 +169,7 @@ static void draft_done(fm_model *m) {
     fm_session *s = t->s;
     fm_seg seg = w->seg[i];
     if (w->depth == 0) s->kv.mtp_len = s->n;
-    if (lay_out_drafts(t) != FM_OK) { fail_task(t); continue; }
-    fm_history h = { s->ids, s->n + t->n_draft, t->n_prompt };
-    t->draft[t->n_draft++] = draw(m, t, seg.logits_row, h).id;
+    if (lay_out_drafts(t) != FM_OK || draw_draft(m, t, seg.logits_row) != FM_OK) { fail_task(t); continue; }
     if (t->n_draft >= drafts_wanted(t)) continue;
     int64_t index = s->n + t->n_draft - 1;
     if (fm_session_reserve(s, index, index + 1, &t->err) != FM_OK) continue;   // fewer drafts, no harm
@@ -169,13 +186,12 @@ static void draft_done(fm_model *m) {
 
 /* Draws along the rows of a task until a draft was wrong or it stops. Returns how many ids were taken; -1: the task failed. */
 static int64_t draw_along(fm_model *m, fm_task *t, int64_t first_row) {
-  fm_session *s = t->s;
   int64_t v = m->cfg.vocab_size, n_draft = t->n_draft, taken = 0;
   bool stopped = false;
   for (;;) {
-    fm_history h = { s->ids, s->n, t->n_prompt };
-    fm_draw d = draw(m, t, first_row + taken, h);
-    if (fm_task_take(t, &d, m->work.logits ? m->work.logits + (first_row + taken) * v : NULL, &stopped) != FM_OK) {
+    fm_draw d;
+    const float *logits = m->work.logits ? m->work.logits + (first_row + taken) * v : NULL;
+    if (draw(m, t, first_row + taken, 0, FM_REAL, &d) != FM_OK || fm_task_take(t, &d, logits, &stopped) != FM_OK) {
       fail_task(t);
       return -1;
     }

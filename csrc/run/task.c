@@ -8,7 +8,7 @@
 
 fm_generate_options fm_generate_options_default(void) {
   return (fm_generate_options){ .max_tokens = -1, .temperature = 1, .top_p = 1, .repeat_penalty = 1,
-                                .logprobs = -1, .mtp = -1 };
+                                .logprobs = -1, .mtp = -1, .grammar_after = -1 };
 }
 
 /* ---- options -------------------------------------------------------------------------------- */
@@ -35,6 +35,8 @@ static fm_status check_options(const fm_generate_options *o, const fm_model *m, 
   }
   for (int32_t i = 0; i < o->n_stop; i++)
     if (!o->stop[i] || !o->stop[i][0]) return fm_fail(err, FM_EINVAL, "stop holds an empty string");
+  if ((o->grammar || o->schema) && (o->n_stop || o->n_stop_ids))
+    return fm_fail(err, FM_EINVAL, "stop and stop_ids would cut a document: they do not go with grammar or schema");
   return FM_OK;
 }
 
@@ -55,6 +57,7 @@ static void *copy(const void *p, int64_t size) {
 static fm_status copy_options(fm_generate_options *dst, const fm_generate_options *o, fm_error *err) {
   *dst = *o;
   dst->stop = NULL;
+  dst->grammar = dst->schema = NULL;               // the guide has what it needs of them
   int64_t bias = o->n_logit_bias * (int64_t)sizeof *o->logit_bias;
   int64_t ids = o->n_stop_ids * (int64_t)sizeof *o->stop_ids;
   dst->logit_bias = copy(o->logit_bias, bias);
@@ -123,6 +126,17 @@ static fm_status check_ids(const fm_model *m, const int32_t *ids, int64_t n, fm_
   return FM_OK;
 }
 
+/* The guide of a task with a grammar or a schema. */
+static fm_status make_guide(fm_task *t, const fm_generate_options *o, fm_error *err) {
+  fm_model *m = t->s->m;
+  if (!o->grammar && !o->schema) return FM_OK;
+  if (!m->tok) return fm_fail(err, FM_EUNSUPPORTED, "%s has no tokenizer.json: grammars and schemas need its texts", m->dir);
+  if (!m->grammars) TRY(fm_grammars_new(&m->grammars, m->tok, m->cfg.vocab_size, err));
+  fm_guide_options g = { .grammar = o->grammar, .schema = o->schema, .after = o->grammar_after, .ends = m->cfg.eos_token_id,
+                         .n_ends = m->cfg.n_eos };
+  return fm_guide_new(&t->guide, m->grammars, &g, err);
+}
+
 fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t n,
                       const fm_generate_options *o, fm_error *err) {
   fm_generate_options dflt = fm_generate_options_default();
@@ -135,6 +149,7 @@ fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t 
   t->s = s;
   s->refs++;
   fm_status status = copy_options(&t->o, o, err);
+  if (status == FM_OK) status = make_guide(t, o, err);
   if (status == FM_OK) status = set_prompt(t, ids, n, err);
   if (status != FM_OK) {
     t->finish = FM_FAILED;
@@ -173,6 +188,7 @@ void fm_task_free(fm_task *t) {
   fm_task_cancel(t);
   fm_sched_abandon(t->s->m, t->s);                 // a task that is over may still have a pass under way
   free_options(&t->o);
+  fm_guide_free(t->guide);
   fm_free(t->out);
   fm_free(t->top);
   fm_free(t->text);
@@ -188,7 +204,7 @@ static bool is_stop_id(const fm_task *t, int32_t id) {
   const fm_config *g = &t->s->m->cfg;
   for (int32_t i = 0; i < t->o.n_stop_ids; i++)
     if (t->o.stop_ids[i] == id) return true;
-  for (int i = 0; !t->o.ignore_eos && i < g->n_eos; i++)
+  for (int i = 0; (!t->o.ignore_eos || t->guide) && i < g->n_eos; i++)
     if (g->eos_token_id[i] == id) return true;
   return false;
 }
@@ -241,10 +257,14 @@ fm_status fm_task_take(fm_task *t, const fm_draw *d, const float *logits, bool *
     TRY(fm_tokenizer_decode(m->tok, &d->id, 1, m->cfg.vocab_size, &t->text, &t->n_text, &t->cap_text, &t->err));
     if (stop_string(t, from)) finish = FM_STOP;
   }
+  if (t->guide) TRY(fm_guide_take(t->guide, FM_REAL, d->id, &t->err));
   TRY(fm_session_append(t->s, &d->id, 1, FM_GENERATED, &t->err));
   t->usage.completion++;
   m->stats.generated_tokens++;
-  if (!finish && t->usage.completion >= t->max_tokens) finish = FM_LENGTH;
+  bool full = t->usage.completion >= t->max_tokens;
+  // a document is over where nothing can follow, and fine where it happens to be complete as the room ends
+  if (!finish && t->guide && (fm_guide_over(t->guide, FM_REAL) || (full && fm_guide_complete(t->guide, FM_REAL)))) finish = FM_STOP;
+  if (!finish && full) finish = FM_LENGTH;
   r.text_end = t->n_text - (finish ? 0 : held_back(t));
   r.last = finish != FM_RUNNING;
   t->out[t->n_out++] = r;

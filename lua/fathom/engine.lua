@@ -124,6 +124,10 @@ function engine:check_options(what, o)
     options.raise(("%s: unknown template '%s' (did you mean '%s'?)"):format(what, o.template, near))
   end
   if o.tools then tools.check(what, o.tools) end
+  if o.schema and o.grammar then options.raise(what .. ": a reply follows either a schema or a grammar, not both") end
+  if o.stop and (o.schema or o.grammar) then
+    options.raise(what .. ": option 'stop' would cut a document: it does not go with schema or grammar")
+  end
   local size = self.core:vocab_size()
   for id in pairs(o.logit_bias or {}) do
     if id < 0 or id >= size then

@@ -6,11 +6,14 @@
 
 local load = require "fathom.load"
 local chat = require "fathom.chat"
+local schema = require "fathom.schema"
 local session = require "fathom.session"
 local tokenizer = require "fathom.tokenizer"
 
 local fathom = { devices = load.devices, plan = load.plan, load = load.load, tokenizer = tokenizer.open,
-                 templates = chat.names, history = session.history }
+                 templates = chat.names, history = session.history,
+                 schema = schema.new, int = schema.int, number = schema.number, text = schema.string, list = schema.list,
+                 enum = schema.enum, optional = schema.optional }
 
 -- ---- things that are looked up when somebody asks for them --------------------------------------------------
 

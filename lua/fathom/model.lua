@@ -169,8 +169,6 @@ local function generation(self, what, prompt, opts, names)
   local given = options.check(what, opts, names)
   local o = sampling.merge(given, { seed = sampling.draw_seed() }, engine.defaults)
   engine:check_options(what, o)
-  local refused = sampling.refused(given)
-  if refused then return fault.give("unsupported", refused) end
   local ids, err = engine:prompt_ids(what, prompt, given)
   if not ids then return nil, err end
   if #ids == 0 then return fault.give("format", what .. ": the prompt is empty: at least one token is needed") end
@@ -197,7 +195,8 @@ end
 -- coroutine this yields until the reply is there; elsewhere it works.
 -- @param prompt string|table  text, ids, or messages (rendered by the chat template)
 -- @param opts table|nil       max_tokens temperature top_k top_p min_p repeat_penalty presence_penalty
---   frequency_penalty logit_bias seed n stop logprobs tools think template mtp ignore_eos; see sampling.lua for defaults
+--   frequency_penalty logit_bias seed n stop logprobs schema grammar tools think template mtp ignore_eos; see sampling.lua
+--   for defaults
 -- @return result, or nil, err. With n > 1 it is the first of result.samples.
 -- @usage local r = model:generate({ { role = "user", content = "Hi" } }, { temperature = 0 })
 function methods:generate(prompt, opts)

@@ -5,6 +5,7 @@
 -- the checkpoint has them; they never change what is sampled.
 
 local options = require "fathom.options"
+local schema = require "fathom.schema"
 
 local sampling = {}
 local is = options.is
@@ -39,7 +40,7 @@ end
 sampling.known = {
   max_tokens = is.count(0), temperature = is.at_least(0), top_k = is.count(0), top_p = share, min_p = part,
   repeat_penalty = above_zero, presence_penalty = finite, frequency_penalty = finite, logit_bias = biases,
-  seed = is.integer, n = is.count(1), stop = stops, logprobs = logprobs, schema = is.any, grammar = is.any,
+  seed = is.integer, n = is.count(1), stop = stops, logprobs = logprobs, schema = schema.check, grammar = is.string,
   tools = is.table, think = is.boolean, ignore_eos = is.boolean, template = is.string,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"),
 }
@@ -72,17 +73,11 @@ function sampling.drafts(mtp)
   return math.min(math.tointeger(mtp), MAX_DRAFTS)
 end
 
---- Names what this version refuses, as code and sentence; nil where everything is fine.
-function sampling.refused(o)
-  for _, name in ipairs { "schema", "grammar" } do
-    if o[name] ~= nil then return ("option '%s' is not in this version"):format(name) end
-  end
-end
-
 --- The core's options for one sample.
 -- @param o table       checked options with defaults
 -- @param sample number which of n samples
-function sampling.core(o, sample)
+-- @param after number  the id behind which a document begins; nil: at once
+function sampling.core(o, sample, after)
   local top = o.logprobs
   if top == true then top = 0 end
   local stop = o.stop
@@ -93,6 +88,7 @@ function sampling.core(o, sample)
     frequency_penalty = o.frequency_penalty, logit_bias = o.logit_bias, seed = math.tointeger(o.seed),
     sample = sample or 0, stop = stop, logprobs = top and math.tointeger(top) or nil,
     mtp = sampling.drafts(o.mtp), ignore_eos = o.ignore_eos or false,
+    grammar = o.grammar, schema = o.schema and schema.text(o.schema), grammar_after = after,
   }
 end
 

@@ -41,8 +41,6 @@ end
 --- Makes a session; called by model:session.
 function session.new(engine, model, opts)
   local o = options.check("model:session", opts, known)
-  local refused = sampling.refused(o)
-  if refused then return fault.give("unsupported", refused) end
   engine:check_options("model:session", o)
   local list = {}
   if o.system then list[1] = { role = "system", content = o.system } end
@@ -116,8 +114,11 @@ end
 local function turn_options(self, what, opts, names)
   local given = options.check(what, opts, names)
   local o = sampling.merge(given, self.defaults, self.engine.defaults)
+  -- a turn's own form takes the place of the session's
+  if given.schema then o.grammar = given.grammar end
+  if given.grammar then o.schema = given.schema end
   self.engine:check_options(what, o)
-  return o, sampling.refused(given)
+  return o
 end
 
 local function ids_turn(self, ids)
@@ -144,8 +145,7 @@ end
 -- @usage local task = session:ask "What is 17 + 25?"
 function methods:ask(turn, opts)
   check_open(self)
-  local o, refused = turn_options(self, "session:ask", opts, ask_known)
-  if refused then return task.failed(self, fault.new("unsupported", refused)) end
+  local o = turn_options(self, "session:ask", opts, ask_known)
   local prepare, finished
   if is_ids(turn) then prepare = ids_turn(self, turn) else prepare, finished = message_turn(self, turn, o) end
   return task.new(self, o, { model = self.model, prepare = prepare, finished = function(t)
@@ -165,8 +165,7 @@ function methods:stream(turn, opts) return self:ask(turn, opts):pieces() end
 -- @usage local votes = session:sample("Heads or tails?", { n = 5 })
 function methods:sample(turn, opts)
   check_open(self)
-  local o, refused = turn_options(self, "session:sample", opts, sampling.known)
-  if refused then return fault.give("unsupported", refused) end
+  local o = turn_options(self, "session:sample", opts, sampling.known)
   local said = new_messages("session:sample", turn)
   return session.fan_out(self, o, function() return self.engine:render(append(self.list, said), o) end)
 end
@@ -203,13 +202,24 @@ function session.fan_out(slot, o, prepare)
   return results
 end
 
---- A reply that follows a schema. Not in this version.
--- @return nil, err
+--- Says something and reads the reply as JSON. The masks keep it to the schema; the prompt does not mention that: to
+-- say what is wanted helps the model.
+-- @param turn string|table  as for ask
+-- @param opts table|nil     schema (any JSON without one) and the options of the turn
+-- @return value, result; or nil, err: code "limit" where not even the shortest document fits into max_tokens
+-- @usage local point = assert(session:json("Where is it?", { schema = { x = "integer", y = "integer" } }))
 function methods:json(turn, opts)
   check_open(self)
-  new_messages("session:json", turn)
-  options.check("session:json", opts, ask_known)
-  return fault.give("unsupported", "session:json needs schemas, which are not in this version")
+  local given = options.check("session:json", opts, ask_known)
+  if given.grammar then options.raise "session:json: replies follow a schema here, not a grammar" end
+  given.schema = given.schema or self.defaults.schema or {}
+  local result, err = self:ask(turn, given):wait()
+  if not result then return nil, err end
+  if result.finish == "cancelled" then return fault.give("cancelled", "the reply was cancelled before it was complete") end
+  if result.finish ~= "stop" then
+    return fault.give("limit", ("no document fits: %d tokens were sampled"):format(#result.ids), "raise max_tokens or ctx")
+  end
+  return json.decode(result.answer), result
 end
 
 -- ---- copies and files -----------------------------------------------------------------------------------------

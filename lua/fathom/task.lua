@@ -88,11 +88,12 @@ function methods:start()
     return self:fail(fault.new("format", "the prompt is empty: at least one token is needed"))
   end
   local core
-  core, err = self.slot.core:task(ids, sampling.core(self.options, self.how.sample))
+  local marks = self.engine.marks
+  local opened = reply.opened(marks, ids)
+  core, err = self.slot.core:task(ids, sampling.core(self.options, self.how.sample, opened and marks.think_end or nil))
   if not core then return self:fail(err) end
   self.slot.current, self.core, self.prompt = self, core, ids
-  self.reply = reply.new(self.engine.core, self.engine.marks, reply.opened(self.engine.marks, ids),
-                         self.options.logprobs)
+  self.reply = reply.new(self.engine.core, marks, opened, self.options.logprobs)
   self.engine.moves = self.engine.moves + 1
 end
 
