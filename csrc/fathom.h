@@ -81,14 +81,20 @@ FM_API void fm_set_log(fm_log_fn fn, void *user);  /* silent by default; the lin
 typedef struct fm_model fm_model;
 typedef struct fm_loader fm_loader;
 
+#define FM_MTP_AUTO (-2)    /* drafts: as many as pay, by what passes cost and how many drafts are right; maybe none */
+
 typedef struct fm_load_options {
   const char *device;       /* "auto", "cpu" (NULL: auto) */
   const char *dtype;        /* arithmetic: "auto", "f32" */
   const char *cache_dtype;  /* "auto", "f32", "bf16", "fp8": MLA's latent in tiles of 128 with a scale */
   int64_t ctx;              /* tokens per sequence; 0: min(max_position_embeddings, 4096) */
-  int64_t seqs;             /* sequences at once; 0: 4 */
+  int64_t seqs;             /* sequences at once, others wait; 0: 4 */
   int threads;              /* 0: one per core; 1: no threads are made */
-  int mtp;                  /* drafts per step; -1: 1 where the checkpoint has the layer, 0: none */
+  int mtp;                  /* drafts per step; -1: 1 where the checkpoint has the layer, 0: none, or FM_MTP_AUTO */
+  int64_t chunk;            /* rows of one prompt in a pass, at most; 0: what suits the device */
+  int64_t budget;           /* rows of all prompts in a pass, at most; 0: what suits the device */
+  int64_t cache_bytes;      /* of the cache in all; 0: seqs * ctx tokens. With less, sequences may have to wait for each other */
+  int64_t prefix_bytes;     /* of the cache, what common prefixes may keep; -1: whatever is free, 0: none are kept */
   bool verify;              /* read every weight once and refuse NaN */
 } fm_load_options;
 
@@ -114,8 +120,9 @@ FM_API void      fm_loader_close(fm_loader *l);
 FM_API fm_status fm_load(fm_model **out, const char *dir, const fm_load_options *o, fm_error *err);
 FM_API void      fm_model_close(fm_model *m);      /* drops the caller's count */
 
-/* Advances every task of the model for at most `ms` milliseconds (at least one slice of work;
-   ms <= 0: one step). *busy: whether work is left. */
+/* Advances every task of the model for at most `ms` milliseconds (at least one slice of work; ms <= 0: one step, waited
+   for). *busy: whether work is left. With ms > 0 passes are cut so that a slice takes about half of it, and a device that
+   works by itself is looked at, never waited for. */
 FM_API fm_status fm_model_step(fm_model *m, double ms, bool *busy, fm_error *err);
 
 FM_API int64_t fm_model_vocab_size(const fm_model *m);
@@ -146,11 +153,14 @@ typedef struct fm_stats {
   const char *device, *simd;
   int threads;
   int64_t prompt_tokens, generated_tokens, steps, drafted, accepted;
-  int64_t pages, pages_used, page_tokens;
+  int64_t set_back;                        /* tasks that had to wait again because pages ran out */
+  int64_t pages, pages_used, page_tokens, prefix_pages;
   int64_t weight_bytes, cache_bytes, scratch_bytes;
   double overshoot_ms, max_overshoot_ms;   /* of fm_model_step over its ms: last, worst */
 } fm_stats;
 FM_API fm_stats fm_model_stats(const fm_model *m);
+/* Forgets all cached prefixes, and the cache of sessions without a task: they are computed again when needed. */
+FM_API void     fm_model_drop_prefixes(fm_model *m);
 
 /* ---- session: one growing sequence ------------------------------------------------------- */
 
@@ -202,7 +212,8 @@ typedef struct fm_generate_options {
   const char *const *stop; int32_t n_stop;       /* strings, not part of the text */
   const int32_t *stop_ids; int32_t n_stop_ids;   /* beside the model's own */
   int32_t logprobs;          /* -1: none; k: the chosen one's and the k best */
-  int mtp;                   /* -1: as loaded; 0: no drafts; k: drafts a step */
+  int mtp;                   /* -1: as loaded; 0: no drafts; k: drafts a step; FM_MTP_AUTO */
+  int priority;              /* -8 to 8: who waits least; each level doubles the share of rows when they are scarce */
   bool ignore_eos;
   /* The reply follows a grammar (GBNF, rule `root`) or a JSON Schema, as texts; at most one of the two, and no stop or
      stop_ids beside it. Nothing else is ever sampled, and a reply ends where its document is complete: FM_STOP. One that

@@ -142,6 +142,14 @@ static fm_status cuda_download(fm_ctx *c, void *dst, const void *src, int64_t si
   return fm_cuda_check(&c->err, cudaStreamSynchronize(d->stream), "the work before a download");
 }
 
+static fm_status cuda_poll(fm_ctx *c, bool *done) {
+  fm_cuda *d = fm_cuda_of(c);
+  cudaSetDevice(d->index);
+  cudaError_t e = cudaStreamQuery(d->stream);
+  *done = e != cudaErrorNotReady;
+  return *done ? fm_cuda_check(&c->err, e, "the work before a look") : FM_OK;
+}
+
 static fm_status cuda_stage(fm_ctx *c, void **host, int64_t size) {
   fm_cuda *d = fm_cuda_of(c);
   cudaSetDevice(d->index);
@@ -303,7 +311,7 @@ const fm_backend *fm_backend_open_cuda(void) {
   t.chunk = 4096;
   t.open = cuda_open, t.close = cuda_close, t.memory = cuda_memory, t.info = cuda_info;
   t.alloc = cuda_alloc, t.release = cuda_release, t.copy = cuda_copy, t.enter = cuda_enter, t.leave = cuda_leave;
-  t.upload = cuda_upload, t.download = cuda_download, t.stage = cuda_stage, t.send = cuda_send;
+  t.upload = cuda_upload, t.download = cuda_download, t.poll = cuda_poll, t.stage = cuda_stage, t.send = cuda_send;
   t.record = cuda_record, t.play = cuda_play;
   t.draw = guarded<fm_cuda_draw>::call;
   t.embed = guarded<fm_cuda_embed>::call, t.rms_norm = guarded<fm_cuda_rms_norm>::call;

@@ -16,7 +16,11 @@ fm_load_options fm_bind_load_options(lua_State *L, int index) {
   o.seqs = fm_bind_int(L, index, "seqs", 0);
   lua_Integer threads = fm_bind_int(L, index, "threads", 0), mtp = fm_bind_int(L, index, "mtp", -1);
   o.threads = threads < 0 || threads > 4096 ? -1 : (int)threads;
-  o.mtp = mtp < -1 || mtp > 4096 ? 4096 : (int)mtp;
+  o.mtp = mtp < FM_MTP_AUTO || mtp > 4096 ? 4096 : (int)mtp;
+  o.chunk = fm_bind_int(L, index, "chunk", 0);
+  o.budget = fm_bind_int(L, index, "budget", 0);
+  o.cache_bytes = fm_bind_int(L, index, "cache_bytes", 0);
+  o.prefix_bytes = fm_bind_int(L, index, "prefix_bytes", -1);
   o.verify = fm_bind_bool(L, index, "verify", false);
   return o;
 }

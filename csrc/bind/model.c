@@ -223,7 +223,7 @@ static int m_stats(lua_State *L) {
   fm_stats s = fm_model_stats(get(L));
   const struct { const char *key; int64_t v; } whole[] = {
     { "threads", s.threads }, { "prompt_tokens", s.prompt_tokens }, { "generated_tokens", s.generated_tokens },
-    { "steps", s.steps }, { "drafted", s.drafted }, { "accepted", s.accepted }, { "pages", s.pages },
+    { "steps", s.steps }, { "set_back", s.set_back }, { "prefix_pages", s.prefix_pages }, { "drafted", s.drafted }, { "accepted", s.accepted }, { "pages", s.pages },
     { "pages_used", s.pages_used }, { "page_tokens", s.page_tokens }, { "weight_bytes", s.weight_bytes },
     { "cache_bytes", s.cache_bytes }, { "scratch_bytes", s.scratch_bytes } };
   lua_newtable(L);
@@ -296,6 +296,11 @@ static int m_step(lua_State *L) {
   return 1;
 }
 
+static int m_drop_prefixes(lua_State *L) {
+  fm_model_drop_prefixes(get(L));
+  return 0;
+}
+
 static int m_tostring(lua_State *L) {
   fm_handle *h = luaL_checkudata(L, 1, FM_CMODEL);
   if (h->p) lua_pushfstring(L, "fathom.core.model (%s)", fm_model_dir(h->p));
@@ -309,6 +314,6 @@ void fm_bind_open_model(lua_State *L) {
     { "has_tokenizer", m_has_tokenizer }, { "config", m_config }, { "vocab_size", m_vocab_size },
     { "ctx", m_ctx }, { "eos", m_eos }, { "bos", m_bos }, { "defaults", m_defaults }, { "mtp", m_mtp },
     { "stats", m_stats }, { "logits", m_logits }, { "hidden", m_hidden }, { "score", m_score },
-    { "step", m_step }, { "session", fm_bind_session }, { "restore", fm_bind_restore }, { NULL, NULL } };
+    { "step", m_step }, { "drop_prefixes", m_drop_prefixes }, { "session", fm_bind_session }, { "restore", fm_bind_restore }, { NULL, NULL } };
   fm_bind_class(L, FM_CMODEL, methods, m_close, m_tostring);
 }

@@ -164,7 +164,8 @@ static fm_generate_options read_options(lua_State *L) {
   o.seed = (uint64_t)fm_bind_int(L, 3, "seed", 0);
   o.sample = (uint32_t)ranged(L, "sample", 0, 0, INT32_MAX);
   o.logprobs = (int32_t)ranged(L, "logprobs", -1, -1, INT32_MAX);
-  o.mtp = (int)ranged(L, "mtp", -1, -1, FM_MAX_DRAFTS);
+  o.mtp = (int)ranged(L, "mtp", -1, FM_MTP_AUTO, FM_MAX_DRAFTS);
+  o.priority = (int)ranged(L, "priority", 0, -FM_MAX_PRIORITY, FM_MAX_PRIORITY);
   o.ignore_eos = fm_bind_bool(L, 3, "ignore_eos", false);
   o.grammar = fm_bind_str(L, 3, "grammar", NULL);
   o.schema = fm_bind_str(L, 3, "schema", NULL);

@@ -27,9 +27,10 @@ fm_status fm_kv_new(fm_kv **out, fm_ctx *c, const fm_config *cfg, fm_dtype dtype
   kv->n_pages = kv->n_free = n_pages;
   kv->refs = fm_array(n_pages, sizeof *kv->refs);
   kv->free_list = fm_array(n_pages, sizeof *kv->free_list);
+  kv->seen = fm_array(n_pages, sizeof *kv->seen);
   int64_t size;
   fm_status status = FM_OK;
-  if (!kv->refs || !kv->free_list) status = fm_no_memory(err, n_pages * 8);
+  if (!kv->refs || !kv->free_list || !kv->seen) status = fm_no_memory(err, n_pages * 12);
   else if (!fm_mul(n_pages, kv->page_size, &size))
     status = fm_fail(err, FM_EOVERFLOW, "a cache of %lld pages is too large", (long long)n_pages);
   else status = c->ops->alloc(c->dev, (void **)&kv->data, size, err);
@@ -47,6 +48,7 @@ void fm_kv_free(fm_kv *kv) {
   if (kv->data) kv->c->ops->release(kv->c->dev, kv->data);
   fm_free(kv->refs);
   fm_free(kv->free_list);
+  fm_free(kv->seen);
   fm_free(kv);
 }
 
@@ -55,7 +57,9 @@ fm_cache fm_kv_layer(const fm_kv *kv, int64_t layer) {
                      .width = kv->width, .dtype = kv->dtype, .latent = kv->latent };
 }
 
-static void give_back(fm_kv *kv, int32_t page) {
+void fm_kv_keep(fm_kv *kv, int32_t page) { kv->refs[page]++; }
+
+void fm_kv_release(fm_kv *kv, int32_t page) {
   if (--kv->refs[page] == 0) kv->free_list[kv->n_free++] = page;
 }
 
@@ -78,7 +82,7 @@ fm_status fm_kv_reserve(fm_kv *kv, fm_kv_seq *s, int64_t from, int64_t to, fm_er
     int32_t page = take(kv);
     kv->c->ops->copy(kv->c->dev, kv->data + page * kv->page_size, kv->data + old * kv->page_size,
                      kv->page_size);
-    give_back(kv, old);
+    fm_kv_release(kv, old);
     s->pages[i] = page;
   }
   while (s->n_pages < want) s->pages[s->n_pages++] = take(kv);
@@ -87,7 +91,7 @@ fm_status fm_kv_reserve(fm_kv *kv, fm_kv_seq *s, int64_t from, int64_t to, fm_er
 
 void fm_kv_truncate(fm_kv *kv, fm_kv_seq *s, int64_t len) {
   int64_t keep = (len + FM_PAGE - 1) / FM_PAGE;
-  while (s->n_pages > keep) give_back(kv, s->pages[--s->n_pages]);
+  while (s->n_pages > keep) fm_kv_release(kv, s->pages[--s->n_pages]);
   if (s->len > len) s->len = len;
   if (s->mtp_len > len) s->mtp_len = len;
   if (s->mtp_first > s->mtp_len) s->mtp_first = s->mtp_len;
@@ -131,4 +135,24 @@ fm_status fm_kv_write_page(fm_kv *kv, int32_t page, const void *from, fm_error *
   if (kv->c->ops->upload) return told(kv->c, kv->c->ops->upload(kv->c, to, from, kv->page_size), err);
   memcpy(to, from, (size_t)kv->page_size);
   return FM_OK;
+}
+
+bool fm_kv_room(fm_kv_seq *s, int64_t pages) {
+  return fm_grow(&s->pages, &s->cap, pages, sizeof *s->pages, NULL) == FM_OK;
+}
+
+void fm_kv_share(fm_kv *kv, fm_kv_seq *s, int64_t i, int32_t page) {
+  s->pages[i] = page;
+  fm_kv_keep(kv, page);
+}
+
+void fm_kv_count_begin(fm_kv *kv) { kv->look++; }
+
+int64_t fm_kv_count(fm_kv *kv, const fm_kv_seq *s) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < s->n_pages; i++) {
+    n += kv->seen[s->pages[i]] != kv->look;
+    kv->seen[s->pages[i]] = kv->look;
+  }
+  return n;
 }

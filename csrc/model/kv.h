@@ -17,6 +17,7 @@ typedef struct fm_kv {
   int64_t n_layers;
   fm_dtype dtype;
   int32_t *refs, *free_list;
+  uint32_t *seen, look;         /* pages met since fm_kv_count_begin */
 } fm_kv;
 
 typedef struct fm_kv_seq {
@@ -45,5 +46,16 @@ void      fm_kv_drop(fm_kv *kv, fm_kv_seq *s);
 /* A page's bytes to host memory and back. */
 fm_status fm_kv_read_page (fm_kv *kv, int32_t page, void *to, fm_error *err);
 fm_status fm_kv_write_page(fm_kv *kv, int32_t page, const void *from, fm_error *err);
+
+/* For whoever keeps pages beside sequences: counts a page once more, and once less. */
+void      fm_kv_keep(fm_kv *kv, int32_t page);
+void      fm_kv_release(fm_kv *kv, int32_t page);
+/* How many pages of s were not counted since the last fm_kv_count_begin. */
+void      fm_kv_count_begin(fm_kv *kv);
+int64_t   fm_kv_count(fm_kv *kv, const fm_kv_seq *s);
+/* Room in the list of s for so many pages; false: no memory. */
+bool      fm_kv_room(fm_kv_seq *s, int64_t pages);
+/* Entry i of the list of s, not filled before, is that page, which is counted. */
+void      fm_kv_share(fm_kv *kv, fm_kv_seq *s, int64_t i, int32_t page);
 
 #endif

@@ -16,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 2
+#define FM_BACKEND_ABI 3
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
@@ -159,6 +159,8 @@ struct fm_backend {
      and none is to be called. The same key means the same operations on the same addresses. */
   fm_status (*record)(fm_ctx *c, const int64_t key[8], bool *known);
   fm_status (*play)(fm_ctx *c, bool good);          /* not good: what was noted is forgotten */
+  /* *done: all that was asked for is done, and a download does not wait. NULL: operations are done when they return. */
+  fm_status (*poll)(fm_ctx *c, bool *done);
   /* id (n) host memory: draws from logits (n, vocab_size) by rule (n); ids from n_valid on are padding. Waits. */
   fm_status (*draw)(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n,
                     int64_t vocab_size, int64_t n_valid);

@@ -90,7 +90,7 @@ static fm_status run_chunk(gather *g, fm_session *s, int64_t a, int64_t b) {
   fm_pass p;
   int64_t from = g->mtp || g->from > b ? b : (g->from > a ? g->from : a);
   fm_seg seg = { .seq = &s->kv, .ids = g->ids + a, .index = a, .n = b - a, .n_logits = b - from };
-  TRY(fm_session_reserve(s, a, b, &m->c.err));
+  TRY(fm_sched_reserve(s, a, b, &m->c.err));
   TRY(fm_pass_begin(&p, &m->net, &seg, 1, false, NULL));
   fm_status status = run_pass(g, s, &p, a, b);
   fm_pass_end(&p);
@@ -108,6 +108,7 @@ static fm_status run(gather *g, fm_error *err) {
     if (g->ids[i] < 0 || g->ids[i] >= m->cfg.vocab_size)
       return fm_fail(err, FM_EINVAL, "id %d at index %lld is outside the vocabulary of %lld", g->ids[i],
                      (long long)i, (long long)m->cfg.vocab_size);
+  fm_sched_settle(m);                              // staged ids of a pass live until the next one
   TRY(fm_session_new(&s, m, err));
   g->last = s->h;
   fm_status status = FM_OK;

@@ -9,12 +9,16 @@
 #include "base/file.h"
 
 /* Everything that follows from config, options and device, before any weight is read. */
-typedef struct setup { fm_dtype cache, arithmetic; int64_t ctx, seqs, n_pages; int drafts; } setup;
+typedef struct setup {
+  fm_dtype cache, arithmetic;
+  int64_t ctx, seqs, n_pages, prefix_pages, chunk, budget;
+  int drafts;
+} setup;
 
 /* ---- options ------------------------------------------------------------------------------------ */
 
 fm_load_options fm_load_options_default(void) {
-  return (fm_load_options){ .mtp = -1 };
+  return (fm_load_options){ .mtp = -1, .prefix_bytes = -1 };
 }
 
 /* The dtype of an option's word; FM_I32 for "auto" and none. */
@@ -60,10 +64,30 @@ static fm_status check_options(const fm_config *g, const fm_load_options *o, fm_
     return fm_fail(err, FM_EINVAL, "seqs must be 1 to 65536, got %lld", (long long)o->seqs);
   if (o->threads < 0 || o->threads > 1024)
     return fm_fail(err, FM_EINVAL, "threads must be 0 to 1024, got %d", o->threads);
-  if (o->mtp < -1 || o->mtp > FM_MAX_DRAFTS)
+  if (o->chunk < 0 || o->budget < 0 || o->chunk > limit || o->budget > 1 << 16)
+    return fm_fail(err, FM_EINVAL, "chunk must be 1 to %lld and budget 1 to 65536, got %lld and %lld", (long long)limit,
+                   (long long)o->chunk, (long long)o->budget);
+  if (o->cache_bytes < 0 || o->prefix_bytes < -1)
+    return fm_fail(err, FM_EINVAL, "cache_bytes and prefix_bytes must be 0 or more");
+  if (o->mtp < FM_MTP_AUTO || o->mtp > FM_MAX_DRAFTS)
     return fm_fail(err, FM_EINVAL, "mtp must be at most %d drafts, got %d", FM_MAX_DRAFTS, o->mtp);
   if (o->mtp > 0 && !g->num_nextn_predict_layers)
     return fm_fail(err, FM_EUNSUPPORTED, "mtp: the checkpoint has no MTP layer");
+  return FM_OK;
+}
+
+/* Pages of the cache, and how many of them prefixes may keep. */
+static fm_status size_cache(setup *s, const fm_config *g, const fm_load_options *o, fm_error *err) {
+  int64_t page = fm_kv_page_size(g, s->cache, s->drafts > 0);
+  // one page more a sequence: a last page shared after a fork is copied before the old one is free
+  int64_t each = (s->ctx + FM_PAGE - 1) / FM_PAGE + 1;
+  s->n_pages = s->seqs * each;
+  if (o->cache_bytes && o->cache_bytes / page < s->n_pages) s->n_pages = o->cache_bytes / page;
+  if (s->n_pages < each)
+    return fm_hint(err, fm_fail(err, FM_EINVAL, "cache_bytes = %lld does not hold one sequence of %lld tokens",
+                                (long long)o->cache_bytes, (long long)s->ctx),
+                   "%lld bytes do", (long long)(each * page));
+  s->prefix_pages = o->prefix_bytes < 0 ? s->n_pages : o->prefix_bytes / page;
   return FM_OK;
 }
 
@@ -74,9 +98,10 @@ static fm_status make_setup(setup *s, const fm_backend *ops, const fm_config *g,
   s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
   s->seqs = o->seqs ? o->seqs : 4;
   s->drafts = g->num_nextn_predict_layers ? (o->mtp < 0 ? 1 : o->mtp) : 0;
-  // one page more a sequence: a last page shared after a fork is copied before the old one is free
-  s->n_pages = s->seqs * ((s->ctx + FM_PAGE - 1) / FM_PAGE + 1);
-  return FM_OK;
+  if (o->mtp == FM_MTP_AUTO && s->drafts) s->drafts = FM_AUTO_DRAFTS;
+  s->budget = o->budget ? o->budget : (o->chunk > ops->chunk ? o->chunk : ops->chunk);
+  s->chunk = o->chunk ? o->chunk : s->budget;
+  return size_cache(s, g, o, err);
 }
 
 /* ---- plan --------------------------------------------------------------------------------------- */
@@ -90,8 +115,10 @@ static int64_t scratch_size(const fm_config *g, const fm_backend *ops, const set
                  ? g->num_experts_per_tok * (2 * g->moe_intermediate_size + 2 * g->hidden_size) : 0;
   int64_t mlp = 2 * g->intermediate_size + g->hidden_size;
   wide = wide > mlp ? wide : mlp;
-  int64_t rows = ops->upload ? s->seqs * (1 + s->drafts) : 8;
-  int64_t size = ops->chunk * (3 * g->hidden_size + (attn > wide ? attn : wide)) * 4 + rows * g->vocab_size * 4;
+  int64_t drafts = s->drafts && s->drafts < FM_AUTO_DRAFTS ? FM_AUTO_DRAFTS : s->drafts;
+  int64_t rows = ops->upload ? s->seqs * (1 + drafts) : 8;
+  int64_t wide_rows = s->budget > ops->chunk ? s->budget : ops->chunk;
+  int64_t size = wide_rows * (3 * g->hidden_size + (attn > wide ? attn : wide)) * 4 + rows * g->vocab_size * 4;
   // taken once and never grown, with room for what operations keep in between
   return ops->upload ? 2 * size + ((int64_t)128 << 20) + 128 * (int64_t)g->vocab_size * 4 : size;
 }
@@ -199,6 +226,10 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   m->ctx = l->s.ctx;
   m->seqs = l->s.seqs;
   m->drafts = l->s.drafts;
+  m->mtp_auto = o->mtp == FM_MTP_AUTO;
+  m->chunk = l->s.chunk;
+  m->budget = l->s.budget;
+  m->pace.accept = 0.5;
   m->c.arithmetic = l->s.arithmetic;
   l->total = fm_store_bytes(store);
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
@@ -254,6 +285,8 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   if (!m || l->slot <= m->w->n_layers) return fm_fail(err, FM_EINVAL, "loading is not done yet");
   int64_t v = m->cfg.vocab_size;
   TRY(fm_kv_new(&m->kv, &m->c, &m->cfg, l->s.cache, m->drafts > 0, l->s.n_pages, err));
+  if (l->s.prefix_pages)
+    TRY(fm_prefix_new(&m->prefix, m->kv, l->s.prefix_pages, m->drafts ? m->cfg.hidden_size : 0, &m->clock, err));
   int64_t n_valid = m->tok ? fm_tokenizer_size(m->tok) : v;
   TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, n_valid < v ? n_valid : v, err));
   TRY(fm_ctx_reserve(&m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
@@ -286,14 +319,15 @@ void fm_model_keep(fm_model *m) { m->refs++; }
 
 void fm_model_close(fm_model *m) {
   if (!m || --m->refs > 0) return;
-  fm_free(m->work.task);
-  fm_free(m->work.seg);
-  fm_free(m->work.h);
+  fm_batch_free(&m->work.now);
+  fm_batch_free(&m->work.then);
+  fm_free(m->order);
   fm_free(m->work.rule);
   fm_free(m->work.drawn);
   fm_sampler_free(m->sampler);
   fm_grammars_free(m->grammars);
   fm_net_free(&m->net);
+  fm_prefix_free(m->prefix);
   fm_kv_free(m->kv);
   fm_weights_free(m->w);
   fm_tokenizer_free(m->tok);
@@ -319,6 +353,7 @@ fm_stats fm_model_stats(const fm_model *m) {
   s.pages = m->kv->n_pages;
   s.pages_used = m->kv->n_pages - m->kv->n_free;
   s.page_tokens = FM_PAGE;
+  s.prefix_pages = fm_prefix_pages(m->prefix);
   s.cache_bytes = m->kv->n_pages * m->kv->page_size;
   s.scratch_bytes = fm_arena_size(&m->c.arena) + m->c.slab_size;
   return s;
@@ -361,22 +396,28 @@ fm_status fm_model_decode(const fm_model *m, const int32_t *ids, int64_t n, char
 
 /* ---- step ------------------------------------------------------------------------------------------ */
 
-fm_status fm_model_step(fm_model *m, double ms, bool *busy, fm_error *err) {
-  double begin = fm_now_ms(), slice = 0, now = begin;
+/* Slices until ms are over, or, without ms, until a pass is complete. The first is run in any case; the next one when it is going to
+   end in time. */
+static void run_slices(fm_model *m, double begin, double ms, bool *busy) {
+  double now = begin;
   bool whole;
-  (void)err;
-  *busy = true;
   do {
     double before = now;
-    fm_sched_slice(m, busy, &whole);
+    fm_sched_slice(m, ms <= 0, busy, &whole);
     now = fm_now_ms();
-    slice = now - before > slice ? now - before : slice;
-    // the next slice is taken to last as long as the longest so far
-  } while (*busy && (ms > 0 ? now + slice < begin + ms : !whole));
-  if (ms > 0) {
-    double over = now - begin - ms;
-    m->stats.overshoot_ms = over > 0 ? over : 0;
-    if (over > m->stats.max_overshoot_ms) m->stats.max_overshoot_ms = over;
-  }
+    double took = now - before;
+    // quick to believe in longer ones, slow to forget them
+    m->guess_ms += (took > m->guess_ms ? 0.5 : 0.02) * (took - m->guess_ms);
+  } while (*busy && (ms > 0 ? now + m->guess_ms < begin + ms : !whole));
+  m->stats.overshoot_ms = ms > 0 && now > begin + ms ? now - begin - ms : 0;
+}
+
+fm_status fm_model_step(fm_model *m, double ms, bool *busy, fm_error *err) {
+  (void)err;
+  *busy = true;
+  m->calls++;
+  m->slice_ms = ms > 0 ? ms / 2 : 0;
+  run_slices(m, fm_now_ms(), ms, busy);
+  if (m->stats.overshoot_ms > m->stats.max_overshoot_ms) m->stats.max_overshoot_ms = m->stats.overshoot_ms;
   return FM_OK;
 }

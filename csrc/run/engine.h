@@ -11,8 +11,13 @@
 #include "io/tokenizer.h"
 #include "model/model.h"
 #include "run/grammar.h"
+#include "run/prefix.h"
 
-enum { FM_MAX_DRAFTS = 7 };              /* with the pending id: 8 rows verified together */
+enum {
+  FM_MAX_DRAFTS = 7,                     /* with the pending id: 8 rows verified together */
+  FM_AUTO_DRAFTS = 3,                    /* as deep as mtp = "auto" goes */
+  FM_MAX_PRIORITY = 8
+};
 
 struct fm_session {
   fm_model *m;
@@ -21,6 +26,7 @@ struct fm_session {
   int32_t *ids; uint8_t *roles;          /* the sequence, (n) */
   int64_t n, cap_ids, cap_roles;
   fm_kv_seq kv;                          /* rows [0, kv.len) of ids are there */
+  fm_node *node;                         /* last whole page of the prefix tree that the sequence runs through; NULL: none */
   float *h;                              /* (hidden_size) final-normed state of index kv.len - 1 */
   bool h_valid;
   bool inexact;                          /* rows are not what ids and roles alone give: never to be shared with other sessions */
@@ -34,8 +40,11 @@ typedef struct fm_sampled { int32_t id; float logprob, filtered; int64_t text_en
 
 struct fm_task {
   fm_session *s;
-  fm_task *next, *prev;                  /* m's list of running tasks */
+  fm_task *next, *prev;                  /* m's list of tasks that are not over, in order of arrival */
   fm_generate_options o;                 /* its arrays are owned */
+  bool running;                          /* one of the m->seqs that hold pages; else it waits */
+  uint64_t admitted;                     /* when it began to run */
+  double served[2];                      /* rows it has had, over its weight: of prompts, of decoding */
   int64_t n_prompt;                      /* ids in the sequence when it began */
   int32_t draft[FM_MAX_DRAFTS]; int64_t n_draft;
   int64_t max_tokens;
@@ -46,23 +55,38 @@ struct fm_task {
   fm_top_logprob *top; int64_t n_top, cap_top;
   char *text; int64_t n_text, cap_text, text_done;  /* decoded; text_done: handed to some token */
   fm_guide *guide;                       /* NULL: anything goes */
-  bool cancel;
 };
 
 typedef enum fm_work_kind { FM_IDLE, FM_PREFILL, FM_PREFILL_MTP, FM_DECODE, FM_DRAFT } fm_work_kind;
+typedef enum fm_work_stage { FM_CHOSEN, FM_UNDER_WAY, FM_ASKED, FM_SETTLING } fm_work_stage;
 
-/* The pass under way. `task[i]` owns segment i. */
+/* Segments of one pass and whose they are; a task that left is NULL. */
+typedef struct fm_batch {
+  fm_task **task; fm_seg *seg; int64_t *state; int64_t n, cap_task, cap_seg, cap_state;
+  float *h; int64_t n_h, cap_h;          /* states that MTP rows join with; those of segment i begin at row state[i] */
+} fm_batch;
+
+/* The pass under way. */
 typedef struct fm_work {
   fm_work_kind kind;
+  fm_work_stage stage;
   fm_pass pass;
-  fm_task **task; fm_seg *seg; int64_t n, cap_task, cap_seg;
+  fm_batch now, then;                    /* then: what the pass that follows is going to be */
   fm_draw_rule *rule; int32_t *drawn; int64_t cap_rule, cap_drawn;   /* for a device that draws */
-  float *h; int64_t n_h, cap_h;          /* states for the MTP pass that follows; rows */
   float *hidden, *logits;                /* the completed pass's, where the host can read them; NULL: not wanted */
+  int64_t at;                            /* segments settled */
   int64_t depth;                         /* FM_DRAFT: drafts made so far in this step */
-  bool started;
-  double begun;                          /* ms */
+  double begun, spent;                   /* ms: when, and how much of it in slices */
+  uint64_t call;                         /* of fm_model_step in which it began */
 } fm_work;
+
+/* What passes have cost, to say how many rows fit a slice and how many drafts pay. */
+typedef struct fm_pace {
+  double row_ms[2];                      /* one row in one slice: of prompts, of decoding; 0: not known */
+  double pass_ms[2][16];                 /* a whole pass by rows (draft.c): decoding, drafting */
+  double accept;                         /* share of drafts that were right */
+  int depth, probe;                      /* drafts a step that "auto" makes now; decodings since it tried another depth */
+} fm_pace;
 
 struct fm_model {
   int refs;
@@ -71,17 +95,24 @@ struct fm_model {
   fm_weights *w;
   fm_ctx c;
   fm_kv *kv;
+  fm_prefix *prefix;                     /* NULL: none is kept */
   fm_net net;
   fm_tokenizer *tok;                     /* NULL: none */
   fm_sampler *sampler;
   fm_grammars *grammars;                 /* made when first wanted */
   int64_t ctx, seqs;
+  int64_t chunk, budget;                 /* rows of a pass of prompts: of one sequence, in all */
   int drafts;                            /* 0: no MTP */
-  uint64_t digest, clock;
+  bool mtp_auto;                         /* what "as loaded" means */
+  uint64_t digest, clock, calls;
   fm_session *sessions;
-  fm_task *tasks, *turn;                 /* turn: last one whose prompt was read */
+  fm_task *tasks;
+  fm_task **order; int64_t cap_order;    /* running ones, while a pass is put together */
   bool decoded_last;                     /* prompts and decoding take turns */
+  double slice_ms;                       /* how long a slice may be; 0: as long as it likes */
+  double guess_ms;                       /* how long a slice is going to be */
   fm_work work;
+  fm_pace pace;
   fm_stats stats;
 };
 
@@ -99,9 +130,15 @@ fm_status fm_session_append(fm_session *s, const int32_t *ids, int64_t n, fm_rol
 void      fm_session_cut(fm_session *s, int64_t n);
 /* Lets cached rows from len on be computed again (they come out the same), MTP rows stay. */
 void      fm_session_back(fm_session *s, int64_t len);
-/* Pages for [from, to), taken from idle sessions when none is free. */
+/* Pages for [from, to), taken from the prefix tree and from sessions that do not run when none is free. */
 fm_status fm_session_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err);
 void      fm_session_drop_cache(fm_session *s);
+/* Takes cached rows below `most` from the prefix tree; how many more than before are there now. */
+int64_t   fm_session_adopt(fm_session *s, int64_t most);
+/* Gives whole pages below kv.len to the prefix tree. h: states of the indices from `first` on, NULL: not known. */
+void      fm_session_publish(fm_session *s, const float *h, int64_t first);
+/* Gives the last, begun page too, and says of all of them which MTP rows are there. */
+void      fm_session_publish_tail(fm_session *s);
 
 /* ---- store.c ---- */
 /* fm_session_restore from a file that is open; path is for messages. */
@@ -110,15 +147,62 @@ fm_status fm_session_restore_from(fm_session **out, fm_model *m, FILE *f, const 
 
 /* ---- task.c ---- */
 bool      fm_task_prefilling(const fm_task *t);
+/* Its share among others: doubles with each level of priority. */
+double    fm_task_weight(const fm_task *t);
+/* Up to which index prompts' passes go: to the end of a prompt, or to the pending id of what was set back. */
+int64_t   fm_task_goal(const fm_task *t);
 /* Takes one sampled id (its logits for the record): appends it, decodes, checks stops. *stopped: the task is over. */
 fm_status fm_task_take(fm_task *t, const fm_draw *d, const float *logits, bool *stopped);
 void      fm_task_end(fm_task *t, fm_finish f);
 void      fm_task_fail(fm_task *t, const fm_error *err);
+/* Fails with what t->err says. */
+void      fm_task_fail_own(fm_task *t);
 
 /* ---- sched.c ---- */
-/* Advances by one layer of one pass; *busy: something is left to do, *whole: a pass was completed. */
-void      fm_sched_slice(fm_model *m, bool *busy, bool *whole);
-/* Abandons the pass under way when it involves the session. */
-void      fm_sched_abandon(fm_model *m, const fm_session *s);
+/* One slice: a layer of a pass, or the draws of one task. *busy: something is left to do, *whole: a pass was completed.
+   wait: for what the device was asked to do; else it is looked at. */
+void      fm_sched_slice(fm_model *m, bool wait, bool *busy, bool *whole);
+/* Completes the pass under way. */
+void      fm_sched_settle(fm_model *m);
+/* The session's part of the pass under way is of no interest any more. */
+void      fm_sched_leave(fm_model *m, const fm_session *s);
+/* Running tasks that read prompts, or that decode, into m->order, who has had least first. Returns how many. */
+int64_t   fm_sched_order(fm_model *m, bool prefilling);
+/* Pages for a session of the pass that is put together, if need be from younger tasks, which are set back to waiting, or for one
+   without a task. FM_ELIMIT: it has to do without in this pass. */
+fm_status fm_sched_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err);
+/* Rows that a pass may have so that a slice of it stays short. */
+int64_t   fm_sched_rows(const fm_model *m, bool prompt);
+
+/* ---- batch.c ---- */
+void      fm_batch_clear(fm_batch *b);
+void      fm_batch_free(fm_batch *b);
+fm_status fm_batch_add(fm_batch *b, fm_task *t, fm_seg seg);
+/* The same with n states of hidden_size d for its first n rows. */
+fm_status fm_batch_add_mtp(fm_batch *b, fm_task *t, fm_seg seg, const float *h, int64_t n, int64_t d);
+fm_status fm_batch_begin(fm_model *m);              /* begins the pass of work.now */
+fm_status fm_batch_fetch(fm_model *m);              /* what of it the host is going to read */
+/* The draw for one row of the completed pass's logits, n_ahead drafts behind the real end of the task's ids. */
+fm_status fm_batch_draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, fm_head head, fm_draw *out);
+
+/* ---- prefill.c, decode.c, draft.c: each puts together a pass, and settles segment i of a completed one ---- */
+bool      fm_prefill_choose(fm_model *m);
+void      fm_prefill_settle(fm_model *m, int64_t i);
+void      fm_prefill_mtp_settle(fm_model *m, int64_t i);
+bool      fm_decode_choose(fm_model *m);
+void      fm_decode_settle(fm_model *m, int64_t i);
+void      fm_draft_settle(fm_model *m, int64_t i);
+/* Draws along the rows of a task until a draft was wrong or it stops. Returns how many ids were taken; -1: the task failed. */
+int64_t   fm_decode_draw(fm_model *m, fm_task *t, int64_t first_row);
+/* Lines up MTP rows for ids up to the pending one; the states of the n indices before it are h. */
+fm_status fm_draft_begin(fm_model *m, fm_task *t, const float *h, int64_t n);
+/* Makes ids[s->n ..] hold the task's drafts, so that histories are one array. */
+fm_status fm_draft_lay_out(fm_task *t);
+/* Chooses how many drafts "auto" makes for a step of n tasks. */
+void      fm_draft_pace(fm_model *m, int64_t n);
+/* Notes what a completed pass of decoding (its rows) or drafting (its tasks) cost. */
+void      fm_draft_measure(fm_model *m, bool draft, int64_t n, double ms);
+/* Notes how many drafts of a task were right. */
+void      fm_draft_accepted(fm_model *m, int64_t drafted, int64_t accepted);
 
 #endif

@@ -1,14 +1,19 @@
 /*
-** sched.c - what runs next: chunks of prompts and steps of decoding in turns, one layer of one pass at a time.
+** sched.c - what runs next, one slice at a time: a layer of a pass, or the draws of one task of it.
 **
-**   prefill -> (MTP rows of the prompt) -> first draw -> draft
-**   decode all running tasks, each with its drafts behind its pending id -> draws -> draft, depth by depth
+**   prefill of some prompts' chunks -> their MTP rows -> first draws -> drafts
+**   decoding of all running tasks, each with its drafts behind its pending id -> draws -> drafts, depth by depth
+**
+** The two take turns. At most m->seqs tasks run and hold pages; the others wait, by priority and arrival. When pages run out although
+** nobody idle holds any, the task that began to run last waits again; what it had computed is computed again, each row in its role.
 */
 #include <math.h>
-#include <string.h>
+#include <stdlib.h>
 #include <time.h>
 
 #include "run/engine.h"
+
+enum { FIRST_ROWS = 16 };                /* of a pass in short slices while nothing is known about this machine */
 
 double fm_now_ms(void) {
   struct timespec t;
@@ -16,409 +21,281 @@ double fm_now_ms(void) {
   return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
-/* ---- the work's rows ---------------------------------------------------------------------------- */
+/* ---- who runs ------------------------------------------------------------------------------------- */
 
-static void clear(fm_work *w, fm_work_kind kind) {
-  w->kind = kind;
-  w->n = w->n_h = 0;
-  w->started = false;
+/* Pages that running tasks and `t` hold, each once, and those that t still needs, and one for each to go on. */
+static int64_t pages_wanted(const fm_model *m, const fm_task *t) {
+  int64_t n = (t->s->n + FM_PAGE) / FM_PAGE - t->s->kv.n_pages;
+  fm_kv_count_begin(m->kv);
+  for (const fm_task *u = m->tasks; u; u = u->next)
+    if (u->running || u == t) n += fm_kv_count(m->kv, &u->s->kv) + 1;
+  return n;
 }
 
-static fm_status add_seg(fm_model *m, fm_task *t, fm_seg seg) {
-  fm_work *w = &m->work;
-  TRY(fm_grow(&w->task, &w->cap_task, w->n + 1, sizeof *w->task, &t->err));
-  TRY(fm_grow(&w->seg, &w->cap_seg, w->n + 1, sizeof *w->seg, &t->err));
-  w->task[w->n] = t;
-  w->seg[w->n++] = seg;
-  return FM_OK;
+static bool fits(const fm_model *m, const fm_task *t, int64_t n_running) {
+  return n_running == 0 || pages_wanted(m, t) <= m->kv->n_pages;
 }
 
-/* Keeps n states for the MTP pass that follows. */
-static fm_status keep_h(fm_model *m, const float *h, int64_t n, fm_error *err) {
-  fm_work *w = &m->work;
-  int64_t d = m->cfg.hidden_size;
-  TRY(fm_grow(&w->h, &w->cap_h, w->n_h + n, d * (int64_t)sizeof *w->h, err));
-  memcpy(w->h + w->n_h * d, h, (size_t)(n * d) * sizeof *h);
-  w->n_h += n;
-  return FM_OK;
+static const fm_task *least_served(const fm_model *m, int kind) {
+  const fm_task *best = NULL;
+  for (const fm_task *t = m->tasks; t; t = t->next)
+    if (t->running && (!best || t->served[kind] < best->served[kind])) best = t;
+  return best;
 }
 
-static void fail_task(fm_task *t) {
-  fm_error err = t->err;
-  fm_task_fail(t, &err);
-}
-
-static void fail_all(fm_model *m) {
-  for (int64_t i = 0; i < m->work.n; i++)
-    if (!m->work.task[i]->finish) fm_task_fail(m->work.task[i], &m->c.err);
-}
-
-void fm_sched_abandon(fm_model *m, const fm_session *s) {
-  fm_work *w = &m->work;
-  for (int64_t i = 0; i < w->n; i++)
-    if (w->task[i]->s == s) {
-      if (w->started) fm_pass_end(&w->pass);
-      clear(w, FM_IDLE);
-      return;
-    }
-}
-
-/* Rows of logits whose draw needs no more than temperature and noise: a device may do it. */
-static bool plain_draw(const fm_task *t) {
-  const fm_generate_options *o = &t->o;
-  return !t->guide && o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
-         o->presence_penalty == 0 && o->frequency_penalty == 0 && o->n_logit_bias == 0;
-}
-
-/* Rules for every row of logits of the pass that is to begin; none when some row needs the host's sampler. */
-static fm_status make_rules(fm_model *m, const fm_draw_rule **out) {
-  fm_work *w = &m->work;
-  int64_t n = 0;
-  *out = NULL;
-  if (!m->c.ops->draw) return FM_OK;
-  for (int64_t i = 0; i < w->n; i++) {
-    const fm_task *t = w->task[i];
-    if (!plain_draw(t)) return FM_OK;
-    TRY(fm_grow(&w->rule, &w->cap_rule, n + w->seg[i].n_logits, sizeof *w->rule, &m->c.err));
-    int64_t index = t->s->n + (w->kind == FM_DRAFT ? w->depth : 0);
-    for (int64_t j = 0; j < w->seg[i].n_logits; j++)
-      w->rule[n++] = (fm_draw_rule){ .seed = t->o.seed, .index = index + j, .sample = t->o.sample,
-                                     .temperature = t->o.temperature };
-  }
-  *out = n ? w->rule : NULL;
-  return FM_OK;
-}
-
-/* What of a pass the host is going to read: ids that the device drew, or logits, and states for the MTP layer. */
-static fm_status fetch(fm_model *m) {
-  fm_work *w = &m->work;
-  fm_pass *p = &w->pass;
-  bool last_states = w->kind == FM_PREFILL || m->drafts > 0;
-  w->hidden = w->logits = NULL;
-  if (last_states) TRY(fm_to_host(&m->c, &w->hidden, p->hidden, p->n, m->cfg.hidden_size));
-  if (!p->n_logits) return FM_OK;
-  if (!p->rule) return fm_to_host(&m->c, &w->logits, p->logits, p->n_logits, m->cfg.vocab_size);
-  TRY(fm_grow(&w->drawn, &w->cap_drawn, p->n_logits, sizeof *w->drawn, &m->c.err));
-  return m->c.ops->download(&m->c, w->drawn, p->drawn, p->n_logits * (int64_t)sizeof *w->drawn);
-}
-
-/* The draw for one row of the completed pass's logits, n_ahead drafts behind the real end of the task's ids. */
-static fm_status draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, fm_head head, fm_draw *out) {
-  const fm_work *w = &m->work;
-  fm_history h = { t->s->ids, t->s->n + n_ahead, t->n_prompt };
-  const float *logits = w->logits ? w->logits + row * m->cfg.vocab_size : NULL;
-  bool want_logprob = t->o.logprobs >= 0;
-  if (t->guide)
-    return fm_guide_draw(t->guide, head, m->sampler, &t->o, logits, h, t->max_tokens - t->usage.completion - n_ahead,
-                         want_logprob, out, &t->err);
-  if (logits) *out = fm_sampler_draw(m->sampler, &t->o, logits, h, NULL, want_logprob);
-  else *out = (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
-  return FM_OK;
-}
-
-/* The next draft of a task; a guide runs ahead along them. */
-static fm_status draw_draft(fm_model *m, fm_task *t, int64_t row) {
-  fm_draw d;
-  if (t->guide && t->n_draft == 0) TRY(fm_guide_ahead(t->guide, &t->err));
-  TRY(draw(m, t, row, t->n_draft, FM_AHEAD, &d));
-  if (t->guide) TRY(fm_guide_take(t->guide, FM_AHEAD, d.id, &t->err));
-  t->draft[t->n_draft++] = d.id;
-  return FM_OK;
-}
-
-/* ---- drafts --------------------------------------------------------------------------------------- */
-
-/* How many drafts are worth making for the task's next step. */
-static int64_t drafts_wanted(const fm_task *t) {
-  int64_t room = t->max_tokens - t->usage.completion - 1;
-  int64_t space = t->s->m->ctx - t->s->n - 1;
-  int64_t want = t->o.mtp < room ? t->o.mtp : room;
-  want = want < space ? want : space;
-  if (t->guide && t->n_draft && fm_guide_over(t->guide, FM_AHEAD)) want = t->n_draft;    // the document ends there
-  return want > 0 ? want : 0;
-}
-
-/* Makes ids[s->n ..] hold the task's drafts, so that histories are one array. */
-static fm_status lay_out_drafts(fm_task *t) {
-  fm_session *s = t->s;
-  TRY(fm_grow(&s->ids, &s->cap_ids, s->n + FM_MAX_DRAFTS, sizeof *s->ids, &t->err));
-  memcpy(s->ids + s->n, t->draft, (size_t)t->n_draft * sizeof *t->draft);
-  return FM_OK;
-}
-
-/* MTP rows for ids up to the pending one; states of the `n` indices before it end at h[n - 1]. */
-static fm_status add_draft_seg(fm_model *m, fm_task *t, const float *h, int64_t n) {
-  fm_session *s = t->s;
-  int64_t index = s->n - n;
-  t->n_draft = 0;
-  if (!drafts_wanted(t)) return FM_OK;
-  TRY(fm_session_reserve(s, index, s->n, &t->err));
-  if (s->kv.mtp_len != index) s->kv.mtp_first = index;     // a gap: start over behind it
-  TRY(keep_h(m, h, n, &t->err));
-  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = index, .n = n,
-                                 .role = FM_GENERATED, .n_logits = 1 });
-}
-
-/* Depth by depth: the module's own state and its own draft make the next one. */
-static void draft_done(fm_model *m) {
-  fm_work *w = &m->work;
-  int64_t d = m->cfg.hidden_size, kept = 0;
-  w->n_h = 0;
-  for (int64_t i = 0; i < w->n; i++) {
-    fm_task *t = w->task[i];
-    fm_session *s = t->s;
-    fm_seg seg = w->seg[i];
-    if (w->depth == 0) s->kv.mtp_len = s->n;
-    if (lay_out_drafts(t) != FM_OK || draw_draft(m, t, seg.logits_row) != FM_OK) { fail_task(t); continue; }
-    if (t->n_draft >= drafts_wanted(t)) continue;
-    int64_t index = s->n + t->n_draft - 1;
-    if (fm_session_reserve(s, index, index + 1, &t->err) != FM_OK) continue;   // fewer drafts, no harm
-    if (keep_h(m, w->hidden + (seg.row + seg.n - 1) * d, 1, &t->err) != FM_OK) { fail_task(t); continue; }
-    w->task[kept] = t;
-    w->seg[kept++] = (fm_seg){ .seq = &s->kv, .ids = &t->draft[t->n_draft - 1], .index = index, .n = 1,
-                               .role = FM_GENERATED, .n_logits = 1 };
-  }
-  w->n = kept;
-  w->depth++;
-}
-
-/* ---- draws ---------------------------------------------------------------------------------------- */
-
-/* Draws along the rows of a task until a draft was wrong or it stops. Returns how many ids were taken; -1: the task failed. */
-static int64_t draw_along(fm_model *m, fm_task *t, int64_t first_row) {
-  int64_t v = m->cfg.vocab_size, n_draft = t->n_draft, taken = 0;
-  bool stopped = false;
+/* Lets waiting tasks run while there is room: higher priority first, then who came first. */
+static void admit(fm_model *m) {
   for (;;) {
-    fm_draw d;
-    const float *logits = m->work.logits ? m->work.logits + (first_row + taken) * v : NULL;
-    if (draw(m, t, first_row + taken, 0, FM_REAL, &d) != FM_OK || fm_task_take(t, &d, logits, &stopped) != FM_OK) {
-      fail_task(t);
-      return -1;
+    fm_task *best = NULL;
+    int64_t n = 0;
+    for (fm_task *t = m->tasks; t; t = t->next) {
+      n += t->running;
+      if (!t->running && (!best || t->o.priority > best->o.priority)) best = t;
     }
-    bool right = taken < n_draft && d.id == t->draft[taken];
-    taken++;
-    if (right) {
-      t->usage.accepted++;
-      m->stats.accepted++;
+    if (!best || n >= m->seqs || !fits(m, best, n)) return;
+    for (int kind = 0; kind < 2; kind++) {         // not more than others have waited for
+      const fm_task *least = least_served(m, kind);
+      best->served[kind] = least ? least->served[kind] : 0;
     }
-    if (stopped || !right) break;
+    best->running = true;
+    best->admitted = ++m->clock;
   }
+}
+
+static void set_back(fm_task *t) {
+  t->running = false;
   t->n_draft = 0;
-  return taken;
+  fm_session_drop_cache(t->s);
+  t->s->m->stats.set_back++;
 }
 
-enum { REPLAY = 64 };                    /* sampled rows computed again in one pass: their way is made for few */
-
-/* ---- prompts ---------------------------------------------------------------------------------------- */
-
-static fm_status prefill_seg(fm_model *m, fm_task *t) {
-  fm_session *s = t->s;
-  int64_t a = s->kv.len, b = a;
-  int64_t most = s->roles[a] == FM_GENERATED && m->c.ops->chunk > REPLAY ? REPLAY : m->c.ops->chunk;
-  while (b < s->n && b - a < most && s->roles[b] == s->roles[a]) b++;
-  TRY(fm_session_reserve(s, a, b, &t->err));
-  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = a, .n = b - a,
-                                 .role = (fm_role)s->roles[a], .n_logits = b == s->n && t->max_tokens > 0 });
-}
-
-/* Keeps the states that MTP rows of indices first .. b-1 join with: those of first-1 .. b-2. */
-static fm_status prompt_states(fm_model *m, fm_task *t, int64_t first, int64_t a, int64_t b) {
-  int64_t d = m->cfg.hidden_size, from = first - 1;
-  m->work.n_h = 0;
-  if (from < a) {
-    TRY(keep_h(m, t->s->h, 1, &t->err));
-    from = a;
-  }
-  return b - 1 > from ? keep_h(m, m->work.hidden + (from - a) * d, b - 1 - from, &t->err) : FM_OK;
-}
-
-/* After the main pass over [a, b): what of the MTP layer is to be made; n = 0: nothing. */
-static fm_status prompt_mtp(fm_model *m, fm_task *t, fm_seg *out, int64_t a, int64_t b) {
-  fm_session *s = t->s;
-  int64_t first = s->kv.mtp_len > a ? s->kv.mtp_len : a;
-  if (first == a && (a == 0 || !s->h_valid)) first = a + 1;
-  *out = (fm_seg){ .seq = &s->kv, .index = first, .n = b > first ? b - first : 0,
-                   .role = (fm_role)s->roles[a] };
-  if (!m->drafts || !out->n) return FM_OK;
-  if (s->kv.mtp_len != first) s->kv.mtp_first = first;
-  return prompt_states(m, t, first, a, b);
-}
-
-static fm_status prefill_done(fm_model *m, fm_task *t, fm_seg *mtp) {
-  fm_work *w = &m->work;
-  fm_session *s = t->s;
-  int64_t a = w->seg[0].index, b = a + w->seg[0].n, d = m->cfg.hidden_size;
-  TRY(prompt_mtp(m, t, mtp, a, b));
-  s->kv.len = b;
-  memcpy(s->h, w->hidden + (b - a - 1) * d, (size_t)d * sizeof *s->h);
-  s->h_valid = true;
-  m->stats.prompt_tokens += b - a;
-  if (b == s->n && t->max_tokens > 0) draw_along(m, t, 0);
-  return FM_OK;
-}
-
-/* ---- decoding ----------------------------------------------------------------------------------------- */
-
-static fm_status decode_seg(fm_model *m, fm_task *t) {
-  fm_session *s = t->s;
-  int64_t n = 1 + t->n_draft;
-  TRY(fm_session_reserve(s, s->kv.len, s->kv.len + n, &t->err));
-  TRY(lay_out_drafts(t));
-  t->usage.drafted += t->n_draft;
-  m->stats.drafted += t->n_draft;
-  return add_seg(m, t, (fm_seg){ .seq = &s->kv, .index = s->kv.len, .n = n,
-                                 .role = FM_GENERATED, .n_logits = n });
-}
-
-/* Draws for every task and lines up the drafting of those that go on. Tasks of the pass are copied first: lining up reuses
-   the lists. */
-static void decode_done(fm_model *m) {
-  fm_work *w = &m->work;
-  int64_t d = m->cfg.hidden_size, n = w->n;
-  w->n = 0;
-  for (int64_t i = 0; i < n; i++) {
-    fm_task *t = w->task[i];                       // entry i is read before it can be overwritten: w->n <= i
-    fm_seg seg = w->seg[i];
-    const float *hidden = w->hidden ? w->hidden + seg.row * d : NULL;
-    int64_t taken = draw_along(m, t, seg.logits_row);
-    if (taken < 0) continue;
-    t->s->kv.len += taken;
-    t->s->h_valid = hidden != NULL;
-    if (hidden) memcpy(t->s->h, hidden + (taken - 1) * d, (size_t)d * sizeof *hidden);
-    if (!t->finish && add_draft_seg(m, t, hidden, taken) != FM_OK) fail_task(t);
-  }
-}
-
-/* ---- turns ------------------------------------------------------------------------------------------- */
-
-static fm_task *next_prefill(fm_model *m) {
-  fm_task *from = m->turn && m->turn->next ? m->turn->next : m->tasks;
-  for (fm_task *t = from; t; t = t->next)
-    if (fm_task_prefilling(t)) return t;
-  for (fm_task *t = m->tasks; t && t != from; t = t->next)
-    if (fm_task_prefilling(t)) return t;
-  return NULL;
-}
-
-static bool choose_prefill(fm_model *m) {
-  for (fm_task *t; (t = next_prefill(m));) {
-    m->turn = t;
-    clear(&m->work, FM_PREFILL);
-    if (prefill_seg(m, t) == FM_OK) return true;
-    fail_task(t);
-  }
+static bool in_batch(const fm_batch *b, const fm_task *t) {
+  for (int64_t i = 0; i < b->n; i++)
+    if (b->task[i] == t) return true;
   return false;
 }
 
-static bool choose_decode(fm_model *m) {
-  clear(&m->work, FM_DECODE);
-  for (fm_task *t = m->tasks, *next; t; t = next) {
-    next = t->next;
-    if (!fm_task_prefilling(t) && decode_seg(m, t) != FM_OK) fail_task(t);
+/* The running task, not in the pass that is put together, that is to make room for s: of the lowest priority, the youngest. */
+static fm_task *youngest(const fm_model *m) {
+  fm_task *best = NULL;
+  for (fm_task *t = m->tasks; t; t = t->next) {
+    if (!t->running || in_batch(&m->work.now, t)) continue;
+    bool later = best && (t->o.priority < best->o.priority ||
+                          (t->o.priority == best->o.priority && t->admitted > best->admitted));
+    if (!best || later) best = t;
   }
-  return m->work.n > 0;
+  return best;
+}
+
+fm_status fm_sched_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err) {
+  fm_model *m = s->m;
+  for (;;) {
+    fm_status status = fm_session_reserve(s, from, to, err);
+    fm_task *t = status == FM_ELIMIT ? youngest(m) : NULL;
+    if (!t) return status;
+    // alone it fits, by the size of the cache; behind others of this pass it takes its turn in the next
+    if (t == s->task && m->work.now.n) return status;
+    set_back(t);
+    if (t == s->task) return status;
+  }
+}
+
+/* ---- order ------------------------------------------------------------------------------------------ */
+
+static int by_served(const void *a, const void *b, int kind) {
+  const fm_task *t = *(fm_task *const *)a, *u = *(fm_task *const *)b;
+  if (t->served[kind] != u->served[kind]) return t->served[kind] < u->served[kind] ? -1 : 1;
+  return t->admitted < u->admitted ? -1 : t->admitted > u->admitted;
+}
+
+static int by_prompts(const void *a, const void *b) { return by_served(a, b, 0); }
+static int by_decoding(const void *a, const void *b) { return by_served(a, b, 1); }
+
+int64_t fm_sched_order(fm_model *m, bool prefilling) {
+  int64_t n = 0;
+  for (fm_task *t = m->tasks; t; t = t->next) {
+    if (!t->running || fm_task_prefilling(t) != prefilling) continue;
+    if (fm_grow(&m->order, &m->cap_order, n + 1, sizeof *m->order, NULL) != FM_OK) break;   // the others later
+    m->order[n++] = t;
+  }
+  if (n) qsort(m->order, (size_t)n, sizeof *m->order, prefilling ? by_prompts : by_decoding);
+  return n;
+}
+
+/* A device that works on by itself is only asked in a slice; there a pass should not outlast some frames. */
+enum { FRAMES = 4 };
+
+int64_t fm_sched_rows(const fm_model *m, bool prompt) {
+  double row_ms = m->pace.row_ms[!prompt], most = m->slice_ms * (m->c.ops->poll ? 2 * FRAMES : 1);
+  if (m->slice_ms <= 0) return INT64_MAX;
+  if (row_ms <= 0) return FIRST_ROWS;
+  return most > row_ms ? (int64_t)(most / row_ms) : 1;
+}
+
+static void note_pace(fm_model *m, double ms) {
+  const fm_work *w = &m->work;
+  bool prompt = w->kind == FM_PREFILL || w->kind == FM_PREFILL_MTP;
+  double *row_ms = &m->pace.row_ms[!prompt], now = ms / (double)w->pass.n;
+  *row_ms = *row_ms > 0 ? *row_ms + 0.2 * (now - *row_ms) : now;
+}
+
+/* ---- the pass under way ------------------------------------------------------------------------------- */
+
+static void idle(fm_model *m) {
+  m->work.kind = FM_IDLE;
+  m->work.stage = FM_CHOSEN;
+  fm_batch_clear(&m->work.now);
+  fm_batch_clear(&m->work.then);
+}
+
+static void stop(fm_model *m) {
+  if (m->work.stage != FM_CHOSEN) fm_pass_end(&m->work.pass);
+  idle(m);
+}
+
+/* Takes the tasks of a session out of a batch whose pass has not begun. */
+static void take_out(fm_batch *b, const fm_session *s) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < b->n; i++) {
+    if (!b->task[i] || b->task[i]->s == s) continue;
+    b->task[kept] = b->task[i];
+    b->seg[kept] = b->seg[i];
+    b->state[kept++] = b->state[i];
+  }
+  b->n = kept;
+}
+
+void fm_sched_leave(fm_model *m, const fm_session *s) {
+  fm_work *w = &m->work;
+  bool left = false;
+  take_out(&w->then, s);
+  if (w->stage == FM_CHOSEN) take_out(&w->now, s);
+  for (int64_t i = 0; i < w->now.n; i++) {
+    if (w->now.task[i] && w->now.task[i]->s == s) w->now.task[i] = NULL;
+    left = left || (w->now.task[i] && (w->stage != FM_SETTLING || i >= w->at));
+  }
+  if (!left && !w->then.n && w->kind != FM_IDLE) stop(m);   // nobody wants it any more
 }
 
 static bool choose(fm_model *m) {
-  bool found = m->decoded_last ? choose_prefill(m) || choose_decode(m) : choose_decode(m) || choose_prefill(m);
-  if (!found) clear(&m->work, FM_IDLE);
+  admit(m);
+  bool found = m->decoded_last ? fm_prefill_choose(m) || fm_decode_choose(m) : fm_decode_choose(m) || fm_prefill_choose(m);
+  if (!found) idle(m);
   m->decoded_last = m->work.kind == FM_DECODE;
   return found;
-}
-
-/* ---- one slice ----------------------------------------------------------------------------------------- */
-
-static fm_status begin(fm_model *m) {
-  fm_work *w = &m->work;
-  bool mtp = w->kind == FM_PREFILL_MTP || w->kind == FM_DRAFT;
-  int64_t row = 0;
-  for (int64_t i = 0; i < w->n; i++) {
-    // only now: the ids may have moved as they grew, and so may the states
-    if (w->kind != FM_DRAFT || w->depth == 0) w->seg[i].ids = w->task[i]->s->ids + w->seg[i].index;
-    if (mtp) w->seg[i].h = w->h + row * m->cfg.hidden_size;
-    row += w->seg[i].n;
-  }
-  const fm_draw_rule *rule;
-  TRY(make_rules(m, &rule));
-  TRY(fm_pass_begin(&w->pass, &m->net, w->seg, w->n, mtp, rule));
-  w->started = true;
-  w->begun = fm_now_ms();
-  return FM_OK;
 }
 
 static void charge(fm_model *m) {
   fm_work *w = &m->work;
   double ms = fm_now_ms() - w->begun;
   bool prompt = w->kind == FM_PREFILL || w->kind == FM_PREFILL_MTP;
-  for (int64_t i = 0; i < w->n; i++)
-    *(prompt ? &w->task[i]->usage.prefill_ms : &w->task[i]->usage.decode_ms) += ms;
+  for (int64_t i = 0; i < w->now.n; i++)
+    if (w->now.task[i]) *(prompt ? &w->now.task[i]->usage.prefill_ms : &w->now.task[i]->usage.decode_ms) += ms;
   m->stats.steps++;
+  if (m->c.ops->poll && w->call == m->calls) note_pace(m, ms);
 }
 
-/* Lines up the draft of a task whose prompt is done; ends one that wanted no more than that. */
-static void first_draft(fm_model *m, fm_task *t) {
-  clear(&m->work, FM_DRAFT);
-  m->work.depth = 0;
-  if (t->s->kv.len == t->n_prompt && t->max_tokens <= 0) fm_task_end(t, FM_LENGTH);
-  if (t->finish || fm_task_prefilling(t)) return;
-  if (m->drafts && add_draft_seg(m, t, t->s->h, 1) != FM_OK) fail_task(t);
-}
-
-/* Uses a completed pass and says what follows: w->n segments of w->kind, or nothing. */
-static void complete(fm_model *m) {
-  fm_work *w = &m->work;
-  fm_task *t = w->task[0];
-  fm_seg mtp = { 0 };
-  switch (w->kind) {
-    case FM_PREFILL:
-      if (prefill_done(m, t, &mtp) != FM_OK) fail_task(t);
-      fm_pass_end(&w->pass);
-      if (m->drafts && mtp.n && !t->finish) {
-        w->kind = FM_PREFILL_MTP;
-        w->seg[0] = mtp;
-      } else {
-        first_draft(m, t);
-      }
-      break;
-    case FM_PREFILL_MTP:
-      t->s->kv.mtp_len = w->seg[0].index + w->seg[0].n;
-      fm_pass_end(&w->pass);
-      first_draft(m, t);
-      break;
-    case FM_DECODE:
-      w->depth = 0;
-      decode_done(m);
-      fm_pass_end(&w->pass);
-      w->kind = FM_DRAFT;
-      break;
-    default:
-      draft_done(m);
-      fm_pass_end(&w->pass);
+static void settle_one(fm_model *m, int64_t i) {
+  const fm_task *t = m->work.now.task[i];
+  if (!t) return;
+  switch (m->work.kind) {
+    case FM_PREFILL: fm_prefill_settle(m, i); break;
+    case FM_PREFILL_MTP: fm_prefill_mtp_settle(m, i); break;
+    case FM_DECODE: fm_decode_settle(m, i); break;
+    default: fm_draft_settle(m, i);
   }
-  w->started = false;
-  if (!w->n) clear(w, FM_IDLE);
 }
 
-void fm_sched_slice(fm_model *m, bool *busy, bool *whole) {
+/* All segments are settled: what was lined up comes next. */
+static void turn_over(fm_model *m) {
   fm_work *w = &m->work;
-  fm_status status = FM_OK;
-  bool done = false;
+  fm_work_kind was = w->kind;
+  fm_batch done = w->now;
+  // a device that works on by itself is measured when nobody was away in between
+  if ((was == FM_DECODE || was == FM_DRAFT) && (!m->c.ops->poll || w->call == m->calls))
+    fm_draft_measure(m, was == FM_DRAFT, was == FM_DRAFT ? w->pass.n_logits : w->pass.n, w->spent);
+  fm_pass_end(&w->pass);
+  w->now = w->then;
+  w->then = done;
+  fm_batch_clear(&w->then);
+  w->stage = FM_CHOSEN;
+  w->kind = was == FM_PREFILL && m->drafts ? FM_PREFILL_MTP : FM_DRAFT;
+  w->depth = was == FM_DRAFT ? w->depth + 1 : 0;
+  if (!w->now.n) idle(m);
+}
+
+static void fail_all(fm_model *m) {
+  fm_batch *b = &m->work.now;
+  fm_error err = m->c.err;
+  for (int64_t i = 0; i < b->n; i++)
+    if (b->task[i] && !b->task[i]->finish) fm_task_fail(b->task[i], &err);
+  stop(m);
+}
+
+/* ---- one slice ------------------------------------------------------------------------------------------ */
+
+static fm_status run_layer(fm_model *m) {
+  bool done;
+  double before = fm_now_ms();
+  TRY(fm_pass_layer(&m->work.pass, &done));
+  if (!m->c.ops->poll) note_pace(m, fm_now_ms() - before);
+  if (done) m->work.stage = FM_ASKED;
+  return FM_OK;
+}
+
+/* *ready: the device has done all it was asked for. */
+static fm_status look(fm_model *m, bool wait, bool *ready) {
+  *ready = wait || !m->c.ops->poll;
+  return *ready ? FM_OK : m->c.ops->poll(&m->c, ready);
+}
+
+static fm_status advance(fm_model *m, bool wait, bool *whole) {
+  fm_work *w = &m->work;
+  bool ready;
+  switch (w->stage) {
+    case FM_CHOSEN:                                // what a pass left behind is waited for here
+      TRY(look(m, wait, &ready));
+      if (!ready) return FM_OK;
+      w->begun = fm_now_ms();
+      w->spent = 0;
+      w->call = m->calls;
+      TRY(fm_batch_begin(m));
+      w->stage = FM_UNDER_WAY;
+      return FM_OK;
+    case FM_UNDER_WAY: return run_layer(m);
+    case FM_ASKED:
+      TRY(look(m, wait, &ready));
+      if (!ready) return FM_OK;
+      TRY(fm_batch_fetch(m));
+      charge(m);
+      w->stage = FM_SETTLING;
+      w->at = 0;
+      return FM_OK;
+    default:
+      settle_one(m, w->at++);
+      *whole = w->at == w->now.n;
+      return FM_OK;
+  }
+}
+
+void fm_sched_slice(fm_model *m, bool wait, bool *busy, bool *whole) {
+  fm_work *w = &m->work;
+  double before = fm_now_ms();
   *whole = false;
   if (w->kind == FM_IDLE && !choose(m)) {
-    *busy = false;
+    *busy = m->tasks != NULL;
     return;
   }
-  if (!w->started) status = begin(m);
-  if (status == FM_OK) status = fm_pass_layer(&w->pass, &done);
-  if (status == FM_OK && done) status = fetch(m);
-  if (status != FM_OK) {
+  if (advance(m, wait, whole) != FM_OK) {
     fail_all(m);
-    if (w->started) fm_pass_end(&w->pass);
-    clear(w, FM_IDLE);
-  } else if (done) {
-    charge(m);
-    complete(m);
+    *whole = true;
   }
-  *whole = done || status != FM_OK;
+  w->spent += fm_now_ms() - before;
+  if (*whole && w->kind != FM_IDLE) turn_over(m);
   *busy = w->kind != FM_IDLE || m->tasks;
+}
+
+void fm_sched_settle(fm_model *m) {
+  bool busy, whole = m->work.stage == FM_CHOSEN;
+  while (!whole && m->work.kind != FM_IDLE) fm_sched_slice(m, true, &busy, &whole);
 }

@@ -49,6 +49,7 @@ fm_status fm_session_fork(fm_session **out, fm_session *s, fm_error *err) {
   f->h_valid = s->h_valid;
   f->inexact = s->inexact;
   f->keep = s->keep, f->dropped = s->dropped, f->dropped_sum = s->dropped_sum;
+  fm_node_hold(&f->node, s->node);
   *out = f;
   return FM_OK;
 done:
@@ -59,8 +60,9 @@ done:
 void fm_session_free(fm_session *s) {
   if (!s || --s->refs > 0) return;
   fm_model *m = s->m;
-  fm_sched_abandon(m, s);
+  fm_sched_leave(m, s);
   unlink_from(s);
+  fm_node_hold(&s->node, NULL);
   fm_kv_drop(m->kv, &s->kv);
   fm_free(s->ids);
   fm_free(s->roles);
@@ -85,6 +87,7 @@ fm_status fm_session_append(fm_session *s, const int32_t *ids, int64_t n, fm_rol
 void fm_session_cut(fm_session *s, int64_t n) {
   bool inside = s->kv.len > n;
   if (s->n > n) s->n = n;
+  fm_node_cut(&s->node, n);
   fm_kv_truncate(s->m->kv, &s->kv, n);
   // the state of the last row is known only where the cache ended: give one row up, to learn it again
   if (inside) fm_session_back(s, n - 1);
@@ -98,25 +101,82 @@ void fm_session_back(fm_session *s, int64_t len) {
 }
 
 void fm_session_drop_cache(fm_session *s) {
+  fm_task *t = s->task;
+  fm_node_hold(&s->node, NULL);
   fm_kv_truncate(s->m->kv, &s->kv, 0);
   s->kv.mtp_first = s->kv.mtp_len = 0;
   s->h_valid = false;
+  if (t && s->n == t->n_prompt) t->usage.cached = 0;
 }
 
-/* The session without a task that ran longest ago and holds pages. */
+/* ---- the prefix tree ------------------------------------------------------------------------------- */
+
+int64_t fm_session_adopt(fm_session *s, int64_t most) {
+  fm_model *m = s->m;
+  int64_t before = s->kv.len;
+  if (!m->prefix || s->inexact) return 0;
+  fm_text t = { s->ids, s->roles };
+  bool known = fm_prefix_take(m->prefix, &s->kv, &s->node, t, most, s->h);
+  int64_t len = s->kv.len;
+  if (len == before) return 0;
+  s->h_valid = known;
+  // drafts go on from the state of the last row: where it is not known the row is computed once more
+  if (m->drafts && !known) fm_session_back(s, len - 1);
+  return len - before;
+}
+
+void fm_session_publish(fm_session *s, const float *h, int64_t first) {
+  fm_model *m = s->m;
+  fm_text t = { s->ids, s->roles };
+  int64_t d = m->cfg.hidden_size, end;
+  if (!m->prefix || s->inexact) return;
+  while ((end = fm_node_end(s->node) + FM_PAGE) <= s->kv.len) {
+    const float *state = h && end > first ? h + (end - 1 - first) * d : NULL;
+    if (!fm_prefix_put(m->prefix, &s->kv, &s->node, t, end, state)) return;
+  }
+}
+
+void fm_session_publish_tail(fm_session *s) {
+  fm_model *m = s->m;
+  fm_text t = { s->ids, s->roles };
+  int64_t rows = s->kv.len - fm_node_end(s->node);
+  if (!m->prefix || s->inexact) return;
+  fm_prefix_mark_mtp(s->node, &s->kv);
+  if (rows > 0 && rows < FM_PAGE) fm_prefix_put(m->prefix, &s->kv, &s->node, t, s->kv.len, s->h_valid ? s->h : NULL);
+}
+
+void fm_model_drop_prefixes(fm_model *m) {
+  for (fm_session *s = m->sessions; s; s = s->next)
+    if (!s->task) fm_session_drop_cache(s);
+  fm_prefix_clear(m->prefix);
+}
+
+/* ---- pages ----------------------------------------------------------------------------------------- */
+
+static bool runs(const fm_session *s) { return s->task && s->task->running; }
+
+/* The session that holds pages, does not run, and ran longest ago. */
 static fm_session *idlest(fm_model *m, const fm_session *not_this) {
   fm_session *best = NULL;
   for (fm_session *s = m->sessions; s; s = s->next)
-    if (s != not_this && !s->task && s->kv.n_pages && (!best || s->used < best->used)) best = s;
+    if (s != not_this && !runs(s) && s->kv.n_pages && (!best || s->used < best->used)) best = s;
   return best;
+}
+
+/* Gives up what was used longest ago: a page that only the prefix tree holds, or the pages of a session. */
+static bool give_up_one(fm_model *m, const fm_session *not_this) {
+  fm_session *s = idlest(m, not_this);
+  uint64_t page = fm_prefix_oldest(m->prefix);
+  if (!s && page == UINT64_MAX) return false;
+  if (!s || page < s->used) fm_prefix_evict(m->prefix);
+  else fm_session_drop_cache(s);
+  return true;
 }
 
 fm_status fm_session_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err) {
   s->used = ++s->m->clock;
   for (;;) {
     fm_status status = fm_kv_reserve(s->m->kv, &s->kv, from, to, err);
-    fm_session *idle = status == FM_ELIMIT ? idlest(s->m, s) : NULL;
-    if (!idle) return status;
-    fm_session_drop_cache(idle);
+    if (status != FM_ELIMIT || !give_up_one(s->m, s)) return status;
   }
 }

@@ -270,6 +270,7 @@ fm_status fm_session_restore_from(fm_session **out, fm_model *m, FILE *file, con
   fm_status status;
   TRY(fm_saved_open(&f, file, path, err));
   TRY(check(&f, m, err));
+  fm_sched_settle(m);                              // pages that a pass still writes to are not given to anybody
   TRY(fm_session_new(&s, m, err));
   TRY_TO(read_ids(&f, s, err));
   TRY_TO(read_note(&f, &text, err));

@@ -24,6 +24,8 @@ static fm_status check_options(const fm_generate_options *o, const fm_model *m, 
     return fm_fail(err, FM_EINVAL, "repeat_penalty must be above 0, got %g", (double)o->repeat_penalty);
   if (!isfinite(o->presence_penalty) || !isfinite(o->frequency_penalty))
     return fm_fail(err, FM_EINVAL, "presence_penalty and frequency_penalty must be finite");
+  if (o->priority < -FM_MAX_PRIORITY || o->priority > FM_MAX_PRIORITY)
+    return fm_fail(err, FM_EINVAL, "priority must be -%d to %d, got %d", FM_MAX_PRIORITY, FM_MAX_PRIORITY, o->priority);
   if (o->top_k < 0) return fm_fail(err, FM_EINVAL, "top_k must be 0 or more, got %d", o->top_k);
   if (o->logprobs > m->cfg.vocab_size)
     return fm_fail(err, FM_EINVAL, "logprobs is %d, more than vocab_size", o->logprobs);
@@ -83,7 +85,6 @@ static void link_in(fm_task *t) {
 
 static void unlink_from(fm_task *t) {
   fm_model *m = t->s->m;
-  if (m->turn == t) m->turn = t->prev;
   if (t->prev) t->prev->next = t->next;
   else m->tasks = t->next;
   if (t->next) t->next->prev = t->prev;
@@ -137,11 +138,20 @@ static fm_status make_guide(fm_task *t, const fm_generate_options *o, fm_error *
   return fm_guide_new(&t->guide, m->grammars, &g, err);
 }
 
+/* Drafts a step, or FM_MTP_AUTO, for what the caller said. */
+static int drafts(const fm_model *m, int mtp) {
+  if (!m->drafts) return 0;
+  if (mtp == FM_MTP_AUTO || (mtp < 0 && m->mtp_auto)) return FM_MTP_AUTO;
+  if (mtp < 0) return m->drafts;
+  return mtp < FM_MAX_DRAFTS ? mtp : FM_MAX_DRAFTS;
+}
+
 fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t n,
                       const fm_generate_options *o, fm_error *err) {
   fm_generate_options dflt = fm_generate_options_default();
   if (!o) o = &dflt;
   if (s->task) return fm_fail(err, FM_EINVAL, "the session has a running task");
+  fm_sched_leave(s->m, s);                         // what the last one left behind
   TRY(check_ids(s->m, ids, n, err));
   TRY(check_options(o, s->m, err));
   fm_task *t = fm_zalloc(sizeof *t);
@@ -156,8 +166,7 @@ fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t 
     fm_task_free(t);
     return status;
   }
-  int drafts = o->mtp < 0 ? s->m->drafts : o->mtp;
-  t->o.mtp = s->m->drafts ? (drafts < FM_MAX_DRAFTS ? drafts : FM_MAX_DRAFTS) : 0;
+  t->o.mtp = drafts(s->m, o->mtp);
   t->max_tokens = o->max_tokens < 0 || o->max_tokens > s->m->ctx - n ? s->m->ctx - n : o->max_tokens;
   s->task = t;
   link_in(t);
@@ -177,16 +186,21 @@ void fm_task_fail(fm_task *t, const fm_error *err) {
   fm_task_end(t, FM_FAILED);
 }
 
+void fm_task_fail_own(fm_task *t) {
+  fm_error err = t->err;
+  fm_task_fail(t, &err);
+}
+
 void fm_task_cancel(fm_task *t) {
   if (t->finish) return;
-  fm_sched_abandon(t->s->m, t->s);
+  fm_sched_leave(t->s->m, t->s);
   fm_task_end(t, FM_CANCELLED);
 }
 
 void fm_task_free(fm_task *t) {
   if (!t) return;
   fm_task_cancel(t);
-  fm_sched_abandon(t->s->m, t->s);                 // a task that is over may still have a pass under way
+  fm_sched_leave(t->s->m, t->s);                   // a task that is over may still have a pass under way
   free_options(&t->o);
   fm_guide_free(t->guide);
   fm_free(t->out);
@@ -196,7 +210,11 @@ void fm_task_free(fm_task *t) {
   fm_free(t);
 }
 
-bool fm_task_prefilling(const fm_task *t) { return t->s->n == t->n_prompt; }
+int64_t fm_task_goal(const fm_task *t) { return t->s->n > t->n_prompt ? t->s->n - 1 : t->s->n; }
+
+bool fm_task_prefilling(const fm_task *t) { return t->s->kv.len < fm_task_goal(t); }
+
+double fm_task_weight(const fm_task *t) { return exp2(t->o.priority); }
 
 /* ---- sampled ids ------------------------------------------------------------------------------ */
 

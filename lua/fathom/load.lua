@@ -14,6 +14,7 @@ local known = {
   dtype = is.word("auto", "f32", "bf16", "fp8"), cache_dtype = is.word("auto", "bf16", "fp8", "f32"),
   ctx = is.count(1), seqs = is.count(1), threads = is.count(1), verify = is.boolean, deterministic = is.boolean,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), progress = is.callable,
+  chunk = is.count(1), budget = is.count(1), cache_bytes = is.count(1), prefix_cache = is.one_of(is.boolean, is.count(0)),
 }
 
 local plan_known = sampling.merge({}, known)
@@ -34,6 +35,12 @@ local function device_of(what, device)
   return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto", "cpu", "cuda" or "cuda:0"')
 end
 
+-- Bytes that common prefixes may keep; -1: whatever is free.
+local function prefix_bytes(value)
+  if value == nil or value == true then return -1 end
+  return value == false and 0 or math.tointeger(value)
+end
+
 local function core_options(what, o)
   local device, err = device_of(what, o.device)
   if not device then return nil, err end
@@ -46,7 +53,8 @@ local function core_options(what, o)
   end
   return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, ctx = math.tointeger(o.ctx),
            seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), verify = o.verify,
-           mtp = sampling.drafts(o.mtp) }
+           mtp = sampling.drafts(o.mtp), chunk = math.tointeger(o.chunk), budget = math.tointeger(o.budget),
+           cache_bytes = math.tointeger(o.cache_bytes), prefix_bytes = prefix_bytes(o.prefix_cache) }
 end
 
 --- The devices of this machine.
@@ -128,8 +136,10 @@ end
 
 --- Loads a model.
 -- @param dir string      a folder with config.json, safetensors and (mostly) tokenizer.json
--- @param opts table|nil  device dtype cache_dtype ctx seqs threads mtp verify parallel deterministic, and
---   progress(done_bytes, total_bytes), which returns false to stop
+-- @param opts table|nil  device dtype cache_dtype ctx seqs threads mtp verify parallel deterministic;
+--   progress(done_bytes, total_bytes), which returns false to stop; prefix_cache (true, false, or bytes that common
+--   prefixes may keep), cache_bytes (of the whole cache; default seqs * ctx tokens), chunk and budget (tokens of a pass of
+--   prompts: of one of them, of all)
 -- @return model, or nil, err
 -- @usage local model = assert(fathom.load(fathom.pocket))
 function load.load(dir, opts)

@@ -10,6 +10,11 @@ local schema = require "fathom.schema"
 local sampling = {}
 local is = options.is
 
+local MAX_TOKENS = 1024
+local MAX_DRAFTS = 7   -- the engine verifies no more rows together
+local MAX_PRIORITY = 8
+local MTP_AS_LOADED, MTP_AUTO = -1, -2   -- the core's words
+
 local function share(v) return type(v) == "number" and v > 0 and v <= 1, "a number above 0 and up to 1" end
 local function part(v) return type(v) == "number" and v >= 0 and v <= 1, "a number from 0 to 1" end
 local function above_zero(v) return type(v) == "number" and v > 0 and v < math.huge, "a number above 0" end
@@ -36,17 +41,18 @@ local function logprobs(v)
   return type(v) == "boolean" or is.count(0)(v), "true, false or how many alternatives to give"
 end
 
+local function priority(v)
+  return is.integer(v) and v >= -MAX_PRIORITY and v <= MAX_PRIORITY, ("an integer from -%d to %d"):format(MAX_PRIORITY, MAX_PRIORITY)
+end
+
 --- What goes to the sampler, name -> check.
 sampling.known = {
   max_tokens = is.count(0), temperature = is.at_least(0), top_k = is.count(0), top_p = share, min_p = part,
   repeat_penalty = above_zero, presence_penalty = finite, frequency_penalty = finite, logit_bias = biases,
   seed = is.integer, n = is.count(1), stop = stops, logprobs = logprobs, schema = schema.check, grammar = is.string,
   tools = is.table, think = is.boolean, ignore_eos = is.boolean, template = is.string,
-  mtp = is.one_of(is.boolean, is.count(0), is.word "auto"),
+  mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), priority = priority,
 }
-
-local MAX_TOKENS = 1024
-local MAX_DRAFTS = 7   -- the engine verifies no more rows together
 
 --- Defaults of a model, from its generation_config.json.
 function sampling.defaults(generation_config)
@@ -66,9 +72,10 @@ function sampling.draw_seed()
   return (os.time() * 1000003 + math.floor(os.clock() * 1e6) * 7919 + address) & ((1 << 53) - 1)
 end
 
--- true, false, "auto" or a number -> the core's -1 (as loaded), 0 (none), k
+--- true, false, "auto" or a number as the core says it.
 function sampling.drafts(mtp)
-  if mtp == nil or mtp == true or mtp == "auto" then return -1 end
+  if mtp == nil or mtp == true then return MTP_AS_LOADED end
+  if mtp == "auto" then return MTP_AUTO end
   if mtp == false then return 0 end
   return math.min(math.tointeger(mtp), MAX_DRAFTS)
 end
@@ -87,7 +94,7 @@ function sampling.core(o, sample, after)
     top_p = o.top_p, min_p = o.min_p, repeat_penalty = o.repeat_penalty, presence_penalty = o.presence_penalty,
     frequency_penalty = o.frequency_penalty, logit_bias = o.logit_bias, seed = math.tointeger(o.seed),
     sample = sample or 0, stop = stop, logprobs = top and math.tointeger(top) or nil,
-    mtp = sampling.drafts(o.mtp), ignore_eos = o.ignore_eos or false,
+    mtp = sampling.drafts(o.mtp), priority = o.priority and math.tointeger(o.priority), ignore_eos = o.ignore_eos or false,
     grammar = o.grammar, schema = o.schema and schema.text(o.schema), grammar_after = after,
   }
 end
