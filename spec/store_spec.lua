@@ -13,7 +13,7 @@ local STORY = "Tell me a story about a fox."
 describe("a saved session", function()
   local model, path
 
-  setup(function() model = assert(fathom.load(fathom.pocket, { threads = 1 })) end)
+  setup(function() model = assert(fathom.load(fathom.pocket, { threads = 1, prefix_cache = false })) end)
   teardown(function() model:close() end)
   before_each(function() path = os.tmpname() end)
   after_each(function() os.remove(path) end)
@@ -64,7 +64,7 @@ describe("a saved session", function()
   end)
 
   it("of an FP8 cache is stored as it is, in 8 bits already", function()
-    local eight <close> = assert(fathom.load(fathom.pocket, { threads = 1, cache_dtype = "fp8" }))
+    local eight <close> = assert(fathom.load(fathom.pocket, { threads = 1, cache_dtype = "fp8", prefix_cache = false }))
     local s <close> = talk(eight)
     assert(s:save(path, { pages = "8bit" }))
     local r <close> = assert(eight:restore(path))

@@ -10,16 +10,23 @@ enum { REPLAY = 64 };                    /* sampled rows computed again in one p
 
 static fm_text text_of(const fm_session *s) { return (fm_text){ s->ids, s->roles }; }
 
-/* Whether some task of the pass is about to compute what this one needs next: half a page of it is worth waiting for. */
+static bool in_pass(const fm_batch *b, const fm_task *t) {
+  for (int64_t i = 0; i < b->n; i++)
+    if (b->task[i] == t) return true;
+  return false;
+}
+
+/* Whether another task, in this pass or further along, is about to fill the page that this one is at: half a page of it is worth
+   waiting for. */
 static bool has_twin(const fm_model *m, const fm_task *t) {
-  const fm_batch *b = &m->work.now;
   const fm_session *s = t->s;
   int64_t page = fm_node_end(s->node) / FM_PAGE;
-  if (!m->prefix || s->inexact) return false;
-  for (int64_t i = 0; i < b->n; i++) {
-    const fm_session *o = b->task[i]->s;
-    if (o->inexact || o->node != s->node || b->seg[i].index / FM_PAGE != page) continue;
-    int64_t end = page * FM_PAGE + fm_text_common(text_of(o), b->seg[i].index + b->seg[i].n, text_of(s), s->n - 1, page);
+  if (!m->prefix || s->inexact || s->kv.len / FM_PAGE != page) return false;
+  for (const fm_task *u = m->tasks; u; u = u->next) {
+    const fm_session *o = u->s;
+    if (u == t || !u->running || o->inexact || o->node != s->node || !fm_task_prefilling(u)) continue;
+    if (o->kv.len / FM_PAGE != page || (o->kv.len <= s->kv.len && !in_pass(&m->work.now, u))) continue;
+    int64_t end = page * FM_PAGE + fm_text_common(text_of(o), fm_task_goal(u), text_of(s), s->n - 1, page);
     if (end - s->kv.len >= FM_PAGE / 2) return true;
   }
   return false;
