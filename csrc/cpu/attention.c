@@ -174,7 +174,7 @@ static void attend_tile(const work *w, const block *b, const queries *q, int64_t
   int64_t lo = max64(q->first_key - b->first, 0), at = q->index + i0 * q->step - b->first;
   int64_t last = min64(at + (n - 1) * q->step, b->n - 1);
   w->simd->gemm(q->p + lo, FM_PAGE, q->q + i0 * q->ldq, q->ldq, n, b->k + lo * b->ldk, b->ldk, last - lo + 1,
-                b->dim_k);
+                b->dim_k, NULL);
   for (int64_t i = 0; i < n; i++)
     soften(w, q, i0 + i, q->p + i * FM_PAGE, lo, min64(at + i * q->step, b->n - 1), b->dim_v);
   // below the diagonal all see the whole block; on it they go by fours
@@ -277,8 +277,8 @@ static void expand(const work *w, const prompt_buf *t, const fm_span *s, int64_t
   const fm_attn *a = w->a;
   int64_t ld;
   const float *row = page_rows(w, s, number, b->n, 0, a->rank + a->rope, t->latent, &ld);
-  w->simd->gemm(t->k, b->ldk, row, ld, b->n, kv_b, a->rank, a->nope, a->rank);
-  w->simd->gemm(t->v, b->ldv, row, ld, b->n, kv_b + a->nope * a->rank, a->rank, a->v_head_dim, a->rank);
+  w->simd->gemm(t->k, b->ldk, row, ld, b->n, kv_b, a->rank, a->nope, a->rank, NULL);
+  w->simd->gemm(t->v, b->ldv, row, ld, b->n, kv_b + a->nope * a->rank, a->rank, a->v_head_dim, a->rank, NULL);
   for (int64_t j = 0; j < b->n; j++)
     memcpy(t->k + j * b->ldk + a->nope, row + j * ld + a->rank, (size_t)a->rope * sizeof *row);
 }

@@ -2,8 +2,8 @@
 ** cpu.h - what the files of the CPU device share: its state, and the dot products that everything is made of.
 **
 ** The order of a sum. A dot product of length K keeps fm_simd.lanes partial sums; lane l takes the elements
-** k = l, l + lanes, ... in increasing k, each by one fused multiply-add of the weight converted to f32; f8: the input is
-** multiplied by the scale of the weight's block first, rounded once. A ragged end is padded with zeros. Then lanes are folded in halves:
+** k = l, l + lanes, ... in increasing k, each by one fused multiply-add of the weight converted to f32; f8: 128 columns
+** at a time, whose partial sums are added by one fused multiply-add with the scale of their block. A ragged end is padded with zeros. Then lanes are folded in halves:
 ** s[l] += s[l + lanes/2], and so on. Matrix-vector and matrix-matrix forms do exactly this.
 */
 #ifndef FM_CPU_CPU_H
@@ -12,7 +12,7 @@
 #include "base/pool.h"
 #include "op/backend.h"
 
-enum { FM_CPU_SCRATCH = 166 * 1024 };    /* floats of a worker's scratch */
+enum { FM_CPU_SCRATCH = 70 * 1024 };     /* floats of a worker's scratch */
 
 typedef struct fm_cpu {
   fm_device device;          /* first */
@@ -25,16 +25,15 @@ typedef struct fm_cpu {
 typedef struct fm_simd {
   const char *name;          /* "avx512", "avx2", "plain" */
   int lanes;
-  /* out[i*ldo + r] = dot(x + i*ldx, w + r*ldw, k) for i < n, r < rows; f32 throughout */
+  /* out[i*ldo + r] = dot(x + i*ldx, w + r*ldw, k) for i < n, r < rows; f32 throughout. scale[j / 128]: of columns j of f8
+     weights converted without theirs; NULL: none */
   void (*gemm)(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,
-               const float *w, int64_t ldw, int64_t rows, int64_t k);
+               const float *w, int64_t ldw, int64_t rows, int64_t k, const float *scale);
   /* out[i*ldo + r] = dot(x[i], row r0 + r of w) for r < rows, straight from the stored form, few n (1..8) */
   void (*gemv)(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,
                const fm_mat *w, int64_t r0, int64_t rows);
   /* rows r0 .. r0+rows-1, columns c0 .. c0+cols-1 of w to f32, ld apart; f8 with its scales, where it has them */
   void (*convert)(float *out, int64_t ld, const fm_mat *w, int64_t r0, int64_t rows, int64_t c0, int64_t cols);
-  /* out[j] = x[j] * scale[j / 128] for j < k */
-  void (*scale_blocks)(float *out, const float *x, const float *scale, int64_t k);
   /* out[0..k) += a * row, one fused multiply-add an element */
   void (*axpy)(float *out, float a, const float *row, int64_t k);
   /* out[j] = exp(x[j] - m) for j < n, the same whatever j and n; relative error below 2e-7 */

@@ -12,11 +12,10 @@ enum {
   PANEL_ROWS = 64,                       /* weight rows of a panel, at most */
   PANEL = 64 * 1024,                     /* floats of a panel: half of a 512 KiB L2 */
   LEAST_ROWS = 4,                        /* weight rows of a panel, at least */
-  SCALED = 6,                            /* rows of x scaled at once for f8: a multiple of every kernel's tile */
   LEAST = 32 * 1024                      /* weights worth an item of their own: some microseconds */
 };
 
-_Static_assert(PANEL + TOKENS * PANEL_ROWS + SCALED * PANEL / LEAST_ROWS <= FM_CPU_SCRATCH, "a worker's scratch holds all three");
+_Static_assert(PANEL + TOKENS * PANEL_ROWS <= FM_CPU_SCRATCH, "a worker's scratch holds both");
 
 typedef struct item_range { const fm_mm *mm; int64_t first, rows; } item_range;   /* items of mm begin at first */
 typedef struct job { const fm_cpu *cpu; const item_range *range; int64_t n; } job;
@@ -51,19 +50,8 @@ static void few(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, fl
   }
 }
 
-/* A tile of results of f8: the scales of the panel's block of rows go to the inputs, a few rows at a time. */
-static void scaled_gemm(const fm_cpu *cpu, const fm_mm *mm, int64_t i0, int64_t n, const float *scale, int64_t rows,
-                        const float *panel, float *tile, float *xs) {
-  int64_t k = mm->w->cols;
-  for (int64_t i = 0; i < n; i += SCALED) {
-    int64_t part = n - i < SCALED ? n - i : SCALED;
-    for (int64_t r = 0; r < part; r++) cpu->simd->scale_blocks(xs + r * k, mm->x + (i0 + i + r) * mm->ldx, scale, k);
-    cpu->simd->gemm(tile + i * rows, rows, xs, k, part, panel, k, rows, k);
-  }
-}
-
 static void many(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, float *scratch) {
-  float *panel = scratch, *tile = scratch + PANEL, *xs = tile + TOKENS * PANEL_ROWS;
+  float *panel = scratch, *tile = scratch + PANEL;
   int64_t k = mm->w->cols;
   fm_mat bare = *mm->w;
   const float *scale = bare.scale ? bare.scale + r0 / 128 * ((k + 127) / 128) : NULL;
@@ -71,8 +59,7 @@ static void many(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, f
   cpu->simd->convert(panel, k, &bare, r0, rows, 0, k);
   for (int64_t i = 0; i < mm->n; i += TOKENS) {
     int64_t n = mm->n - i < TOKENS ? mm->n - i : TOKENS;
-    if (scale) scaled_gemm(cpu, mm, i, n, scale, rows, panel, tile, xs);
-    else cpu->simd->gemm(tile, rows, mm->x + i * mm->ldx, mm->ldx, n, panel, k, rows, k);
+    cpu->simd->gemm(tile, rows, mm->x + i * mm->ldx, mm->ldx, n, panel, k, rows, k, scale);
     settle(mm, tile, rows, i, n, r0, rows);
   }
 }

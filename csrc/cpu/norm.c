@@ -28,7 +28,7 @@ static void norm_row(void *arg, int64_t item, int worker) {
   const float *x = j->x + item * j->ldx, *w = j->w;
   float *out = j->out + item * j->ldo, sum;
   (void)worker;
-  j->simd->gemm(&sum, 1, x, j->ldx, 1, x, j->ldx, 1, j->dim);
+  j->simd->gemm(&sum, 1, x, j->ldx, 1, x, j->ldx, 1, j->dim, NULL);
   float scale = 1.0f / sqrtf(sum / (float)j->dim + j->eps);
   for (int64_t i = 0; i < j->dim; i++) out[i] = w[i] * (x[i] * scale);
 }

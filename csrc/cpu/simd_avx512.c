@@ -62,7 +62,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, scale_blocks, axpy, exp_sub };
+const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -6,8 +6,9 @@
 
 enum { BLOCK = 128 };                    /* f8 scales: columns and rows of a block */
 
-/* f8 bits moved into an f32 come out times 2^-120. Half of that is undone in the inputs, half in the sum: neither leaves f32's
-   range, and powers of two round nothing. */
+/* f8 bits moved into an f32 come out times 2^-120. Products undo half of that in the inputs and half in the scale of a block's
+   sum: neither leaves f32's range, and powers of two round nothing. Loading keeps scales below 2^7. */
+#define F8_SHIFT 0x1p120f
 #define F8_HALF 0x1p60f
 
 /* exp of x <= 0 by 2^n * p(r), r = x - n ln 2 in +-0.35; the polynomial is exp's series to the seventh power, its
@@ -40,53 +41,70 @@ V w_load_part(const fm_dtype t, const char *p, int64_t n) {
   return w_load(t, buf);
 }
 
-/* One vector of columns: f8's scale goes to the inputs, which all rows share. */
+static inline __attribute__((always_inline)) V input(const fm_dtype t, V x) {
+  return t == FM_F8_E4M3 ? v_mul(x, v_set(F8_HALF)) : x;
+}
+
+/* n vectors of columns (es bytes a weight) of nt rows of x against nr rows of w, onto acc. */
 static inline __attribute__((always_inline))
-void gemv_step(V (*acc)[MAX_R], const float *x, int64_t ldx, const char *row, int64_t ld, V s, const fm_dtype t,
-               const int nt, const int nr) {
+void gemv_steps(V (*acc)[MAX_R], const float *x, int64_t ldx, const char *row, int64_t ld, const fm_dtype t,
+                const int nt, const int nr, int64_t n) {
+  const int64_t es = t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2;
   V xv[MAX_T];
-  UNROLL for (int i = 0; i < nt; i++) xv[i] = t == FM_F8_E4M3 ? v_mul(v_load(x + i * ldx), s) : v_load(x + i * ldx);
-  UNROLL for (int r = 0; r < nr; r++) {
-    V v = w_load(t, row + r * ld);
-    UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(xv[i], v, acc[i][r]);
+  UNROLL for (int64_t j = 0; j < n * LANES; j += LANES) {
+    UNROLL for (int i = 0; i < nt; i++) xv[i] = input(t, v_load(x + i * ldx + j));
+    UNROLL for (int r = 0; r < nr; r++) {
+      V v = w_load(t, row + r * ld + j * es);
+      UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(xv[i], v, acc[i][r]);
+    }
   }
 }
 
 static inline __attribute__((always_inline))
-void gemv_rest(V (*acc)[MAX_R], const float *x, int64_t ldx, const char *row, int64_t ld, V s, const fm_dtype t,
+void gemv_rest(V (*acc)[MAX_R], const float *x, int64_t ldx, const char *row, int64_t ld, const fm_dtype t,
                const int nt, const int nr, int n) {
   UNROLL for (int r = 0; r < nr; r++) {
     V v = w_load_part(t, row + r * ld, n);
-    UNROLL for (int i = 0; i < nt; i++) {
-      V xv = v_load_part(x + i * ldx, n);
-      acc[i][r] = v_fma(t == FM_F8_E4M3 ? v_mul(xv, s) : xv, v, acc[i][r]);
-    }
+    UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(input(t, v_load_part(x + i * ldx, n)), v, acc[i][r]);
   }
 }
+
+/* Columns [0, k) onto acc, whole cache lines of weights first; the rows behind these are asked for on the way. */
+static inline __attribute__((always_inline))
+void gemv_span(V (*acc)[MAX_R], const float *x, int64_t ldx, const char *row, int64_t ld, int64_t k, const fm_dtype t,
+               const int nt, const int nr) {
+  const int64_t es = t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2, line = 64 / es;
+  int64_t j = 0;
+  for (; j + line <= k; j += line) {
+    UNROLL for (int r = 0; r < nr; r++) __builtin_prefetch(row + (r + nr) * ld + j * es);
+    gemv_steps(acc, x + j, ldx, row + j * es, ld, t, nt, nr, line / LANES);
+  }
+  for (; j + LANES <= k; j += LANES) gemv_steps(acc, x + j, ldx, row + j * es, ld, t, nt, nr, 1);
+  if (j < k) gemv_rest(acc, x + j, ldx, row + j * es, ld, t, nt, nr, (int)(k - j));
+}
+
+#define ZERO(a, nt, nr)                                                                    \
+  UNROLL for (int i = 0; i < nt; i++)                                                      \
+    UNROLL for (int r = 0; r < nr; r++) (a)[i][r] = v_zero()
 
 /* nt rows of x against nr rows of w (f8: of one block of scales), in registers; everything constant is known when it is inlined. */
 static inline __attribute__((always_inline))
 void gemv_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const fm_mat *w, int64_t r0,
                const fm_dtype t, const int nt, const int nr) {
-  const int64_t es = t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2, k = w->cols, whole = k / LANES * LANES;
-  const int64_t ld = k * es, line = 64 / es;       // columns of a cache line
+  const int64_t es = t == FM_F32 ? 4 : t == FM_F8_E4M3 ? 1 : 2, k = w->cols, ld = k * es;
   const char *row = (const char *)w->data + r0 * ld;
-  V acc[MAX_T][MAX_R], s = v_zero();
-  UNROLL for (int i = 0; i < nt; i++)
-    UNROLL for (int r = 0; r < nr; r++) acc[i][r] = v_zero();
-  for (int64_t kb = 0; kb < k; kb += BLOCK) {
-    int64_t end = kb + BLOCK < whole ? kb + BLOCK : whole, j = kb;
-    if (t == FM_F8_E4M3) s = v_set(scale_at(w, r0, kb) * F8_HALF);
-    for (; j + line <= end; j += line) {
-      UNROLL for (int r = 0; r < nr; r++) __builtin_prefetch(row + (r + nr) * ld + j * es);
-      UNROLL for (int64_t l = 0; l < line; l += LANES)
-        gemv_step(acc, x + j + l, ldx, row + (j + l) * es, ld, s, t, nt, nr);
-    }
-    for (; j < end; j += LANES) gemv_step(acc, x + j, ldx, row + j * es, ld, s, t, nt, nr);
-    if (kb + BLOCK >= k && whole < k) gemv_rest(acc, x + whole, ldx, row + whole * es, ld, s, t, nt, nr, (int)(k - whole));
+  V acc[MAX_T][MAX_R], sum[MAX_T][MAX_R];
+  ZERO(sum, nt, nr);
+  if (t != FM_F8_E4M3) gemv_span(sum, x, ldx, row, ld, k, t, nt, nr);
+  for (int64_t j = 0; t == FM_F8_E4M3 && j < k; j += BLOCK) {
+    V s = v_set(scale_at(w, r0, j) * F8_HALF);
+    ZERO(acc, nt, nr);
+    gemv_span(acc, x + j, ldx, row + j, ld, k - j < BLOCK ? k - j : BLOCK, t, nt, nr);
+    UNROLL for (int i = 0; i < nt; i++)
+      UNROLL for (int r = 0; r < nr; r++) sum[i][r] = v_fma(acc[i][r], s, sum[i][r]);
   }
   UNROLL for (int i = 0; i < nt; i++)
-    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(acc[i][r]) * (t == FM_F8_E4M3 ? F8_HALF : 1);
+    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(sum[i][r]);
 }
 
 /* All rows for nt rows of x, nr at a time; f8 up to where a block of scales ends. */
@@ -122,48 +140,68 @@ static void gemv(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n
 }
 
 static inline __attribute__((always_inline))
-void gemm_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k,
-               const int nt, const int nr) {
-  const int64_t whole = k / LANES * LANES;
-  V acc[MAX_T][MAX_R], xv[MAX_T];
-  UNROLL for (int i = 0; i < nt; i++)
-    UNROLL for (int r = 0; r < nr; r++) acc[i][r] = v_zero();
-  for (int64_t j = 0; j < whole; j += LANES) {
+void gemm_span(V (*acc)[MAX_R], const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k, const int nt,
+               const int nr) {
+  int64_t j = 0;
+  V xv[MAX_T];
+  for (; j + LANES <= k; j += LANES) {
     UNROLL for (int i = 0; i < nt; i++) xv[i] = v_load(x + i * ldx + j);
     UNROLL for (int r = 0; r < nr; r++) {
       V v = v_load(w + r * ldw + j);
       UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(xv[i], v, acc[i][r]);
     }
   }
-  if (whole < k) {
-    UNROLL for (int r = 0; r < nr; r++) {
-      V v = v_load_part(w + r * ldw + whole, (int)(k - whole));
-      UNROLL for (int i = 0; i < nt; i++)
-        acc[i][r] = v_fma(v_load_part(x + i * ldx + whole, (int)(k - whole)), v, acc[i][r]);
-    }
+  if (j == k) return;
+  UNROLL for (int r = 0; r < nr; r++) {
+    V v = v_load_part(w + r * ldw + j, (int)(k - j));
+    UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(v_load_part(x + i * ldx + j, (int)(k - j)), v, acc[i][r]);
   }
-  UNROLL for (int i = 0; i < nt; i++)
-    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(acc[i][r]);
 }
 
-/* Tiles of GEMM_T x GEMM_R; the edges one row or one token at a time. */
-static void gemm(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
-                 int64_t rows, int64_t k) {
+/* scale: of the columns' blocks, or NULL; which of the two is known when it is inlined. */
+static inline __attribute__((always_inline))
+void gemm_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k,
+               const float *scale, const int nt, const int nr) {
+  V acc[MAX_T][MAX_R], sum[MAX_T][MAX_R];
+  ZERO(sum, nt, nr);
+  if (!scale) gemm_span(sum, x, ldx, w, ldw, k, nt, nr);
+  for (int64_t j = 0; scale && j < k; j += BLOCK) {
+    V s = v_set(scale[j / BLOCK]);
+    ZERO(acc, nt, nr);
+    gemm_span(acc, x + j, ldx, w + j, ldw, k - j < BLOCK ? k - j : BLOCK, nt, nr);
+    UNROLL for (int i = 0; i < nt; i++)
+      UNROLL for (int r = 0; r < nr; r++) sum[i][r] = v_fma(acc[i][r], s, sum[i][r]);
+  }
+  UNROLL for (int i = 0; i < nt; i++)
+    UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(sum[i][r]);
+}
+
+/* nt rows of x against all rows of w: GEMM_R at a time, the rest one by one. */
+#define GEMM_ROWS(nt, scale)                                                                           \
+  do {                                                                                                 \
+    int64_t r = 0;                                                                                     \
+    for (; r + GEMM_R <= rows; r += GEMM_R)                                                            \
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, nt, GEMM_R);      \
+    for (; r < rows; r++)                                                                              \
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, nt, 1);           \
+  } while (0)
+
+static void gemm_plain(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
+                       int64_t rows, int64_t k) {
   int64_t i = 0;
-  for (; i + GEMM_T <= n; i += GEMM_T) {
-    int64_t r = 0;
-    for (; r + GEMM_R <= rows; r += GEMM_R)
-      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, GEMM_T, GEMM_R);
-    for (; r < rows; r++)
-      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, GEMM_T, 1);
+  for (; i + GEMM_T <= n; i += GEMM_T) GEMM_ROWS(GEMM_T, NULL);
+  for (; i < n; i++) GEMM_ROWS(1, NULL);
+}
+
+static void gemm(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
+                 int64_t rows, int64_t k, const float *scale) {
+  int64_t i = 0;
+  if (!scale) {
+    gemm_plain(out, ldo, x, ldx, n, w, ldw, rows, k);
+    return;
   }
-  for (; i < n; i++) {
-    int64_t r = 0;
-    for (; r + GEMM_R <= rows; r += GEMM_R)
-      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, 1, GEMM_R);
-    for (; r < rows; r++)
-      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, 1, 1);
-  }
+  for (; i + GEMM_T <= n; i += GEMM_T) GEMM_ROWS(GEMM_T, scale);
+  for (; i < n; i++) GEMM_ROWS(1, scale);
 }
 
 static inline __attribute__((always_inline))
@@ -172,7 +210,7 @@ void convert_row(float *out, const fm_mat *w, const fm_dtype t, int64_t row, int
   const char *p = (const char *)w->data + (row * w->cols + c0) * es;
   for (int64_t j = 0; j < cols;) {
     int64_t block = BLOCK - (c0 + j) % BLOCK, end = j + block < cols ? j + block : cols;
-    V s = v_set((w->scale ? scale_at(w, row, c0 + j) : 1) * F8_HALF * F8_HALF);
+    V s = v_set((w->scale ? scale_at(w, row, c0 + j) : 1) * F8_SHIFT);
     for (; j + LANES <= end; j += LANES) {
       V v = w_load(t, p + j * es);
       v_store(out + j, t == FM_F8_E4M3 ? v_mul(v, s) : v);
@@ -194,16 +232,6 @@ static void convert(float *out, int64_t ld, const fm_mat *w, int64_t r0, int64_t
       case FM_F8_E4M3: convert_row(o, w, FM_F8_E4M3, r0 + r, c0, cols); break;
       default: convert_row(o, w, FM_F32, r0 + r, c0, cols);
     }
-  }
-}
-
-static void scale_blocks(float *out, const float *x, const float *scale, int64_t k) {
-  for (int64_t j = 0; j < k;) {
-    int64_t end = j + BLOCK < k ? j + BLOCK : k;
-    V s = v_set(scale[j / BLOCK]);
-    for (; j + LANES <= end; j += LANES) v_store(out + j, v_mul(v_load(x + j), s));
-    if (j < end) v_store_part(out + j, v_mul(v_load_part(x + j, (int)(end - j)), s), (int)(end - j));
-    j = end;
   }
 }
 
