@@ -203,7 +203,7 @@ static int t_close(lua_State *L) {
 
 static void set_logprob(lua_State *L, const char *key, float v) {
   if (isnan(v)) return;
-  lua_pushnumber(L, (lua_Number)v);
+  lua_pushnumber(L, (lua_Number)v + 0.0);          // -0 would come back from JSON as 0
   lua_setfield(L, -2, key);
 }
 

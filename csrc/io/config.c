@@ -280,6 +280,14 @@ static fm_status parse(fm_config *c, const fm_json *j, fm_error *err) {
   return check(c, err);
 }
 
+/* A message about a field says which file it stands in. */
+static void name_file(fm_error *err, const char *file) {
+  char said[sizeof err->message];
+  if (!err || strncmp(err->message, file, strlen(file)) == 0) return;
+  snprintf(said, sizeof said, "%s", err->message);
+  fm_fail(err, err->code, "%s: %s", file, said);
+}
+
 fm_status fm_config_parse(fm_config *out, const char *text, size_t len, fm_error *err) {
   fm_json *j;
   fm_config c = { 0 };
@@ -288,6 +296,7 @@ fm_status fm_config_parse(fm_config *out, const char *text, size_t len, fm_error
   fm_status status = parse(&c, j, err);
   fm_json_free(j);
   if (status == FM_OK) *out = c;
+  else name_file(err, "config.json");
   return status;
 }
 
@@ -312,12 +321,14 @@ fm_status fm_config_load(fm_config *out, const char *dir, fm_error *err) {
   TRY(fm_json_load(&j, path, MAX_CONFIG, err));
   fm_status status = parse(&c, j, err);
   fm_json_free(j);
+  if (status != FM_OK) name_file(err, "config.json");
   TRY(status);
   snprintf(path, sizeof path, "%s/generation_config.json", dir);
   if (fm_file_exists(path)) {                      // most checkpoints have one, none needs it
     TRY(fm_json_load(&j, path, MAX_CONFIG, err));
     status = generation(&c, j, err);
     fm_json_free(j);
+    if (status != FM_OK) name_file(err, "generation_config.json");
   }
   if (status == FM_OK) *out = c;
   return status;

@@ -58,8 +58,8 @@ static fm_status check_dtype(setup *s, const fm_backend *ops, const fm_config *g
 static fm_status check_options(const fm_config *g, const fm_load_options *o, fm_error *err) {
   int64_t limit = g->max_position_embeddings;
   if (o->ctx < 0 || o->ctx > limit)
-    return fm_fail(err, FM_EINVAL, "ctx must be 1 to max_position_embeddings (%lld), got %lld", (long long)limit,
-                   (long long)o->ctx);
+    return fm_fail(err, FM_EOVERFLOW, "ctx is %lld, the model's max_position_embeddings %lld", (long long)o->ctx,
+                   (long long)limit);
   if (o->seqs < 0 || o->seqs > 1 << 16)
     return fm_fail(err, FM_EINVAL, "seqs must be 1 to 65536, got %lld", (long long)o->seqs);
   if (o->threads < 0 || o->threads > 1024)

@@ -80,14 +80,7 @@ end
 
 --- Checks a list of token ids; raises at the caller's line.
 function engine:check_ids(what, ids)
-  local size = self.core:vocab_size()
-  for i, id in ipairs(ids) do
-    local n = math.type(id) == "integer" and id or type(id) == "number" and math.tointeger(id)
-    if not n then options.raise(("%s: ids[%d] must be a token id, got %s"):format(what, i, type(id))) end
-    if n < 0 or n >= size then
-      options.raise(("%s: ids[%d] is %d, outside the vocabulary of %d"):format(what, i, n, size))
-    end
-  end
+  options.ids(what, ids, self.core:vocab_size())
 end
 
 --- What a prompt is: "text", "ids" or "messages"; raises for anything else.
@@ -96,6 +89,7 @@ function engine.kind(what, prompt)
   if type(prompt) ~= "table" then
     options.raise(("%s: a prompt is a string, a list of ids or a list of messages, got a %s"):format(what, type(prompt)))
   end
+  if prompt.role then options.raise(what .. ": messages are a list: { { role =, content = }, ... }") end
   return type(prompt[1]) == "table" and "messages" or "ids"
 end
 
@@ -134,6 +128,7 @@ function engine:check_options(what, o)
       options.raise(("%s: logit_bias names id %d, outside the vocabulary of %d"):format(what, id, size))
     end
   end
+  if o.stop_ids then self:check_ids(what .. ": stop_ids", o.stop_ids) end
   if type(o.logprobs) == "number" and o.logprobs > size then
     options.raise(("%s: logprobs is %d, the vocabulary has %d"):format(what, o.logprobs, size))
   end

@@ -12,10 +12,12 @@ local is = options.is
 local known = {
   device = is.one_of(is.string, is.table), parallel = is.one_of(is.word "auto", is.table),
   dtype = is.word("auto", "f32", "bf16", "fp8"), cache_dtype = is.word("auto", "bf16", "fp8", "f32"),
-  ctx = is.count(1), seqs = is.count(1), threads = is.count(1), verify = is.boolean, deterministic = is.boolean,
+  ctx = is.count(1), seqs = is.count(1, 65536), threads = is.count(1, 1024), verify = is.boolean, deterministic = is.boolean,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), progress = is.callable,
   chunk = is.count(1), budget = is.count(1), cache_bytes = is.count(1), prefix_cache = is.one_of(is.boolean, is.count(0)),
 }
+
+local parallel_known = { tp = is.count(1), dp = is.count(1), pp = is.count(1), ep = is.count(1) }
 
 local plan_known = sampling.merge({}, known)
 plan_known.progress, plan_known.verify = nil, nil
@@ -31,7 +33,7 @@ local function device_of(what, device)
     return fault.give("unsupported", "several devices, and devices that are only described, are not in this version",
                       'use device = "cpu"')
   end
-  if device == "auto" or device == "cpu" or device:find "^cuda" then return device end
+  if device == "auto" or device == "cpu" or device == "cuda" or device:find "^cuda:%d+$" then return device end
   return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto", "cpu", "cuda" or "cuda:0"')
 end
 
@@ -44,11 +46,9 @@ end
 local function core_options(what, o)
   local device, err = device_of(what, o.device)
   if not device then return nil, err end
-  if type(o.parallel) == "table" then
-    for _, key in ipairs { "tp", "dp", "pp", "ep" } do
-      if (o.parallel[key] or 1) ~= 1 then
-        return fault.give("unsupported", "running on several devices is not in this version", "leave parallel out")
-      end
+  for _, n in pairs(type(o.parallel) == "table" and options.check(what .. ": parallel", o.parallel, parallel_known) or {}) do
+    if n ~= 1 then
+      return fault.give("unsupported", "running on several devices is not in this version", "leave parallel out")
     end
   end
   return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, ctx = math.tointeger(o.ctx),
@@ -106,7 +106,7 @@ local plan_mt = { __index = plan_methods, __name = "fathom.plan",
 -- @return plan { parameters, weights, cache, scratch (bytes), devices, ctx, seqs, max_ctx, memory }, or nil, err
 -- @usage print(assert(fathom.plan(dir, { seqs = 8 })):report())
 function load.plan(dir, opts)
-  options.argument("fathom.plan", "dir", dir, is.string)
+  options.argument("fathom.plan", "dir", dir, is.path)
   local o = options.check("fathom.plan", opts, plan_known)
   local core_opts, err = core_options("fathom.plan", o)
   if not core_opts then return nil, err end
@@ -143,7 +143,7 @@ end
 -- @return model, or nil, err
 -- @usage local model = assert(fathom.load(fathom.pocket))
 function load.load(dir, opts)
-  options.argument("fathom.load", "dir", dir, is.string)
+  options.argument("fathom.load", "dir", dir, is.path)
   local o = options.check("fathom.load", opts, known)
   local core_opts, err = core_options("fathom.load", o)
   if not core_opts then return nil, err end

@@ -16,6 +16,7 @@ stream_known.n = nil
 
 -- The engine of a model that is open; raises at the caller's line otherwise.
 local function engine_of(self)
+  options.self("model", self, model.mt)
   local engine = self.engine
   if self.closed then options.raise "attempt to use a closed model" end
   return engine
@@ -28,6 +29,7 @@ end
 
 --- Frees the model when its last session is closed too. May be called twice.
 function methods:close()
+  options.self("model", self, model.mt)
   if self.closed then return end
   self.closed = true
   self.engine:close()
@@ -63,6 +65,8 @@ end
 --- How many tokens a text or a list of messages has (messages with the generation prompt, as render gives it).
 -- @return integer, or nil, err
 function methods:count(what)
+  engine_of(self)
+  options.argument("model:count", "text", what, is.one_of(is.string, is.table))
   local ids, err
   if type(what) == "table" then ids, err = self:render(what) else ids, err = self:encode(what) end
   if not ids then return nil, err end
@@ -212,12 +216,11 @@ function methods:generate(prompt, opts)
 end
 
 --- Generates in a loop of pieces; leaving the loop cancels.
--- @return iterator over piece, info (channel, ids, logprobs); raises err when it fails. What cannot start at all gives nil, err.
+-- @return iterator over piece, info (channel, ids, logprobs); raises err when it fails
 -- @usage for piece in model:stream(messages) do io.write(piece) end
 function methods:stream(prompt, opts)
   local slot, err = generation(self, "model:stream", prompt, opts, stream_known)
-  if not slot then return nil, err end
-  return slot_task(slot):pieces()
+  return (slot and slot_task(slot) or task.failed({ engine = self.engine }, err)):pieces()
 end
 
 --- Starts a conversation.
@@ -230,7 +233,7 @@ function methods:session(opts) return session.new(engine_of(self), self, opts) e
 -- @return session, or nil, err
 function methods:restore(path)
   local engine = engine_of(self)
-  options.argument("model:restore", "path", path, is.string)
+  options.argument("model:restore", "path", path, is.path)
   return session.restore(engine, self, path)
 end
 

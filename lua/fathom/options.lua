@@ -56,16 +56,21 @@ local function called(value)
   return "a " .. kind
 end
 
-local function is_integer(v) return math.type(v) == "integer" or (math.type(v) == "float" and v % 1 == 0) end
+-- A float without fraction counts, when an integer can hold it.
+local function is_integer(v) return math.type(v) == "integer" or (math.type(v) == "float" and math.tointeger(v) ~= nil) end
 
 local function number_at_least(least)
   return function(v) return type(v) == "number" and v == v and v >= least and v < math.huge,
                             ("a number of %g or more"):format(least) end
 end
 
-local function integer_at_least(least)
-  return function(v) return is_integer(v) and v >= least, ("an integer of %d or more"):format(least) end
+local function integer_at_least(least, most)
+  local want = most and ("an integer from %d to %d"):format(least, most) or ("an integer of %d or more"):format(least)
+  return function(v) return is_integer(v) and v >= least and (not most or v <= most), want end
 end
+
+-- Files and folders: what C reads ends at a zero.
+local function is_path(v) return type(v) == "string" and v ~= "" and not v:find "\0", "a path" end
 
 local function list_of(kind, word)
   return function(v)
@@ -81,6 +86,7 @@ end
 options.is = {
   any = function() return true end,
   string = function(v) return type(v) == "string", "a string" end,
+  path = is_path,
   no = function(v) return v == false, "false" end,
   boolean = function(v) return type(v) == "boolean", "true or false" end,
   callable = function(v) return type(v) == "function", "a function" end,
@@ -151,6 +157,24 @@ end
 function options.argument(what, name, value, check)
   local ok, want = check(value)
   if not ok then options.raise(("%s: %s must be %s, got %s"):format(what, name, want, called(value))) end
+end
+
+--- Checks what a method was called on: a dot in place of the colon passes something else.
+function options.self(what, value, mt)
+  if getmetatable(value) ~= mt then
+    options.raise(("a method of a %s is called on something else: write it with a colon"):format(what))
+  end
+end
+
+--- Checks a list of token ids below `size` and raises at the caller's line.
+function options.ids(what, ids, size)
+  for i, id in ipairs(ids) do
+    local n = type(id) == "number" and math.tointeger(id)
+    if not n then options.raise(("%s: ids[%d] must be a token id, got %s"):format(what, i, type(id))) end
+    if n < 0 or n >= size then
+      options.raise(("%s: ids[%d] is %d, outside the vocabulary of %d"):format(what, i, n, size))
+    end
+  end
 end
 
 --- Turns a float without fraction into an integer; leaves the rest alone.

@@ -13,12 +13,17 @@ local is = options.is
 local MAX_TOKENS = 1024
 local MAX_DRAFTS = 7   -- the engine verifies no more rows together
 local MAX_PRIORITY = 8
+local MOST = (1 << 31) - 1   -- counts above this are as good as none
 local MTP_AS_LOADED, MTP_AUTO = -1, -2   -- the core's words
 
 local function share(v) return type(v) == "number" and v > 0 and v <= 1, "a number above 0 and up to 1" end
 local function part(v) return type(v) == "number" and v >= 0 and v <= 1, "a number from 0 to 1" end
-local function above_zero(v) return type(v) == "number" and v > 0 and v < math.huge, "a number above 0" end
-local function finite(v) return type(v) == "number" and v == v and math.abs(v) < math.huge, "a finite number" end
+
+-- The sampler counts in single precision: what is finite and above zero there.
+local function single(v) return type(v) == "number" and string.unpack("f", string.pack("f", v)) or 0 / 0 end
+local function finite(v) return math.abs(single(v)) < math.huge, "a finite number" end
+local function above_zero(v) return single(v) > 0 and single(v) < math.huge, "a number above 0" end
+local function not_negative(v) return single(v) >= 0 and single(v) < math.huge, "a number of 0 or more" end
 
 local function stops(v)
   local ok = type(v) == "string" and v ~= ""
@@ -32,9 +37,15 @@ end
 local function biases(v)
   local ok = type(v) == "table"
   for id, bias in pairs(ok and v or {}) do
-    ok = ok and math.type(id) == "integer" and type(bias) == "number"
+    ok = ok and math.type(id) == "integer" and single(bias) < math.huge
   end
-  return ok, "a table from token ids to numbers"
+  return ok, "a table from token ids to numbers (minus infinity bans an id)"
+end
+
+local function ids(v)
+  local ok = type(v) == "table"
+  for _, id in ipairs(ok and v or {}) do ok = ok and is.integer(id) end
+  return ok, "a list of token ids"
 end
 
 local function logprobs(v)
@@ -47,9 +58,10 @@ end
 
 --- What goes to the sampler, name -> check.
 sampling.known = {
-  max_tokens = is.count(0), temperature = is.at_least(0), top_k = is.count(0), top_p = share, min_p = part,
+  max_tokens = is.count(0), temperature = not_negative, top_k = is.count(0), top_p = share, min_p = part,
   repeat_penalty = above_zero, presence_penalty = finite, frequency_penalty = finite, logit_bias = biases,
-  seed = is.integer, n = is.count(1), stop = stops, logprobs = logprobs, schema = schema.check, grammar = is.string,
+  seed = is.integer, n = is.count(1, 65536), stop = stops, stop_ids = ids, logprobs = logprobs, schema = schema.check,
+  grammar = is.string,
   tools = is.table, think = is.boolean, ignore_eos = is.boolean, template = is.string,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), priority = priority,
 }
@@ -90,10 +102,11 @@ function sampling.core(o, sample, after)
   local stop = o.stop
   if type(stop) == "string" then stop = { stop } end
   return {
-    max_tokens = math.tointeger(o.max_tokens), temperature = o.temperature + 0.0, top_k = math.tointeger(o.top_k),
+    max_tokens = math.min(math.tointeger(o.max_tokens), MOST), temperature = o.temperature + 0.0,
+    top_k = o.top_k and math.min(math.tointeger(o.top_k), MOST),
     top_p = o.top_p, min_p = o.min_p, repeat_penalty = o.repeat_penalty, presence_penalty = o.presence_penalty,
     frequency_penalty = o.frequency_penalty, logit_bias = o.logit_bias, seed = math.tointeger(o.seed),
-    sample = sample or 0, stop = stop, logprobs = top and math.tointeger(top) or nil,
+    sample = sample or 0, stop = stop, stop_ids = o.stop_ids, logprobs = top and math.tointeger(top) or nil,
     mtp = sampling.drafts(o.mtp), priority = o.priority and math.tointeger(o.priority), ignore_eos = o.ignore_eos or false,
     grammar = o.grammar, schema = o.schema and schema.text(o.schema), grammar_after = after,
   }

@@ -28,6 +28,7 @@ local function new(engine, model, core, fields)
 end
 
 local function check_open(self)
+  options.self("session", self, session.mt)
   if not self.core then options.raise "attempt to use a closed session" end
 end
 
@@ -57,6 +58,7 @@ end
 
 --- Ends the session; its running tasks are cancelled.
 function methods:close()
+  options.self("session", self, session.mt)
   if not self.core then return end
   for _, t in ipairs(table.move(self.engine.live, 1, #self.engine.live, 1, {})) do
     if t.slot == self then t:cancel() end
@@ -277,7 +279,7 @@ local save_known = { pages = is.one_of(is.word("stored", "8bit"), is.no) }
 -- @usage assert(session:save("game.session", { pages = "8bit" }))
 function methods:save(path, opts)
   check_open(self)
-  options.argument("session:save", "path", path, is.string)
+  options.argument("session:save", "path", path, is.path)
   local o = options.check("session:save", opts, save_known)
   local defaults = copy(self.defaults)
   defaults.tools, defaults.logit_bias = tools_note(defaults.tools), pairs_of(defaults.logit_bias)
@@ -299,7 +301,7 @@ end
 -- @return list of messages, and an err as well where their own bytes were changed; or nil, err
 -- @usage local messages = assert(fathom.history "game.session")
 function session.history(path)
-  options.argument("fathom.history", "path", path, is.string)
+  options.argument("fathom.history", "path", path, is.path)
   local note, sound = fault.guard(require("fathom.core").history, path)
   if not note then return nil, sound end
   local value = read_note(note)

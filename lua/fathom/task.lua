@@ -1,6 +1,7 @@
 --- task.lua - one generation under way: started when its session is free, drained as the engine goes on.
 
 local fault = require "fathom.fault"
+local options = require "fathom.options"
 local reply = require "fathom.reply"
 local sampling = require "fathom.sampling"
 
@@ -68,7 +69,7 @@ local function finish(self, state)
   else
     self.result = { text = "", think = "", answer = "", tool_calls = {}, ids = {}, finish = state, usage = no_usage() }
   end
-  self.result.seed = self.options.seed
+  self.result.seed = options.to_integer(self.options.seed)
   over(self)
 end
 
@@ -90,7 +91,9 @@ function methods:start()
   local core
   local marks = self.engine.marks
   local opened = reply.opened(marks, ids)
-  core, err = self.slot.core:task(ids, sampling.core(self.options, self.how.sample, opened and marks.think_end or nil))
+  ok, core, err = pcall(self.slot.core.task, self.slot.core, ids,
+                        sampling.core(self.options, self.how.sample, opened and marks.think_end or nil))
+  if not ok then core, err = nil, fault.new("format", core) end
   if not core then return self:fail(err) end
   self.slot.current, self.core, self.prompt = self, core, ids
   self.reply = reply.new(self.engine.core, marks, opened, self.options.logprobs)
@@ -135,6 +138,7 @@ end
 -- @return result, or nil, err when the task failed
 -- @usage local result = assert(session:ask("Hi"):wait())
 function methods:wait()
+  options.self("task", self, task.mt)
   while not self.done do wait_a_little(self, SLICE_MS) end
   if self.err then return nil, self.err end
   return self.result
@@ -142,6 +146,7 @@ end
 
 --- Stops the task; what it has said stays in task.result, with finish "cancelled".
 function methods:cancel()
+  options.self("task", self, task.mt)
   if self.done then return end
   if not self.core then return finish(self, "cancelled") end
   self.core:cancel()
@@ -152,6 +157,7 @@ end
 -- @return iterator over text, info (channel, ids, logprobs)
 -- @usage for piece, info in task:pieces() do io.write(piece) end
 function methods:pieces()
+  options.self("task", self, task.mt)
   local function stop() self:cancel() end
   local guard = setmetatable({}, { __close = stop, __gc = stop })
   local at = 0

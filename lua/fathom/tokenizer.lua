@@ -7,7 +7,10 @@ local tokenizer = {}
 local methods = {}
 local is = options.is
 
+local mt
+
 local function core_of(self)
+  options.self("tokenizer", self, mt)
   if not self.core then options.raise "attempt to use a closed tokenizer" end
   return self.core
 end
@@ -27,6 +30,7 @@ end
 function methods:decode(ids)
   local core = core_of(self)
   options.argument("tokenizer:decode", "ids", ids, is.table)
+  options.ids("tokenizer:decode", ids, core:size())
   return fault.guard(core.decode, core, ids)
 end
 
@@ -56,7 +60,7 @@ function methods:close()
   self.core = nil
 end
 
-local mt = {
+mt = {
   __name = "fathom.tokenizer", __index = methods, __close = methods.close, __gc = methods.close,
   __tostring = function(self)
     return self.core and ("fathom tokenizer (%d tokens)"):format(self.core:size()) or "fathom tokenizer (closed)"
@@ -66,7 +70,7 @@ local mt = {
 --- Opens a tokenizer.json, or the folder that holds one.
 -- @return tokenizer, or nil, err
 function tokenizer.open(path)
-  options.argument("fathom.tokenizer", "path", path, is.string)
+  options.argument("fathom.tokenizer", "path", path, is.path)
   local core, err = fault.guard(require("fathom.core").tokenizer, path)
   if not core then return nil, err end
   return setmetatable({ core = core }, mt)
