@@ -511,6 +511,66 @@ describe("the same seed", function()
   end)
 end)
 
+describe("calls that cannot be right", function()
+  local model
+
+  setup(function() model = assert(fathom.load(fathom.pocket)) end)
+  teardown(function() model:close() end)
+
+  it("leave the model as it was, whatever number was given", function()
+    for name, value in pairs { n = 1e300, seed = 1e300, max_tokens = 1e300, mtp = 1e300, temperature = 1e300,
+                               repeat_penalty = 1e300, logit_bias = { [5] = 0 / 0 }, stop_ids = { "x" } } do
+      raises("option '" .. name .. "' must be", function() model:generate("x", { [name] = value }) end)
+    end
+    for _, o in ipairs { { top_k = 1 << 40 }, { max_tokens = math.maxinteger, stop_ids = { 5 } }, { seed = -1 } } do
+      o.temperature, o.ignore_eos = 0, false
+      assert(model:generate(ask "What is 3 + 4?", o))
+    end
+    assert.equal(0, model:stats().tasks)
+  end)
+
+  it("keep integers integers and end at stop_ids", function()
+    local free = assert(model:generate(ask "What is 17 + 25?", { temperature = 0, seed = 5.0 }))
+    assert.equal("integer", math.type(free.seed))
+    local r = assert(model:generate(ask "What is 17 + 25?", { temperature = 0, stop_ids = { free.ids[4] } }))
+    assert.equal("stop", r.finish)
+    assert.same(table.move(free.ids, 1, 4, 1, {}), r.ids)
+    raises("stop_ids: ids%[1%] is 999999, outside", function() model:generate("x", { stop_ids = { 999999 } }) end)
+  end)
+
+  it("fail when every id is banned", function()
+    local all = {}
+    for id = 0, model.config.vocab_size - 1 do all[id] = -math.huge end
+    for _, temperature in ipairs { 0, 1 } do
+      fails("limit", model:generate("x", { temperature = temperature, logit_bias = all }))
+    end
+  end)
+
+  it("name the colon where a dot was written", function()
+    raises("with a colon", function() model.generate("x") end)
+    raises("with a colon", function() model.logits({}, { 1 }) end)
+    raises("with a colon", function() model.step { ms = 2 } end)
+  end)
+
+  it("name the list where one message was given", function()
+    raises("messages are a list", function() model:generate { role = "user", content = "x" } end)
+  end)
+
+  it("raise in the loop what keeps a stream from starting", function()
+    local ok, err = pcall(slurp, model:stream({}))
+    assert.is_false(ok)
+    assert.equal("format", err.code)
+  end)
+
+  it("are refused at loading: unknown parts of parallel, more ctx than the model has, half a path", function()
+    raises("unknown option 'epp' %(did you mean 'ep'%?%)", function() fathom.plan(fathom.pocket, { parallel = { epp = 2 } }) end)
+    raises("option 'threads' must be an integer from 1 to 1024", function() fathom.load(fathom.pocket, { threads = 1 << 20 }) end)
+    fails("overflow", fathom.load(fathom.pocket, { ctx = 100000 }))
+    raises("dir must be a path", function() fathom.plan(fathom.pocket .. "\0zz") end)
+    fails("device", fathom.load(fathom.pocket, { device = "cudafoo" }))
+  end)
+end)
+
 describe("reading a reply", function()
   -- A made-up model: ids 1.. stand for bytes, 300 and 301 for the marks of thoughts.
   local m = {

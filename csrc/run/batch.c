@@ -95,5 +95,6 @@ fm_status fm_batch_draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, f
                          want_logprob, out, &t->err);
   if (logits) *out = fm_sampler_draw(m->sampler, &t->o, logits, h, NULL, want_logprob);
   else *out = (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
+  if (out->id < 0) return fm_fail(&t->err, FM_ELIMIT, "no id is left to draw: logit_bias bans them all");
   return FM_OK;
 }

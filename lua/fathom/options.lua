@@ -70,7 +70,9 @@ local function integer_at_least(least, most)
 end
 
 -- Files and folders: what C reads ends at a zero.
-local function is_path(v) return type(v) == "string" and v ~= "" and not v:find "\0", "a path" end
+local function is_path(v)
+  return type(v) == "string" and v ~= "" and not v:find "\0", type(v) == "string" and "a path" or "a string"
+end
 
 local function list_of(kind, word)
   return function(v)
