@@ -511,6 +511,16 @@ describe("the same seed", function()
   end)
 end)
 
+describe("a plan", function()
+  it("counts what loading takes, no more", function()
+    for _, mtp in ipairs { true, false } do
+      local plan = assert(fathom.plan(fathom.pocket, { mtp = mtp }))
+      local model <close> = assert(fathom.load(fathom.pocket, { mtp = mtp }))
+      assert.equal(plan.weights, model:stats().weight_bytes)
+    end
+  end)
+end)
+
 describe("calls that cannot be right", function()
   local model
 

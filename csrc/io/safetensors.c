@@ -291,12 +291,6 @@ const fm_entry *fm_store_find(const fm_store *s, const char *name) {
   return s->n ? bsearch(&key, s->entries, (size_t)s->n, sizeof key, entry_by_name) : NULL;
 }
 
-int64_t fm_store_bytes(const fm_store *s) {
-  int64_t sum = 0;
-  for (int64_t i = 0; i < s->n; i++) sum += fm_tensor_len(&s->entries[i].t) * fm_dtype_size(s->entries[i].t.dtype);
-  return sum;
-}
-
 int64_t fm_store_parameters(const fm_store *s) {
   int64_t sum = 0;
   for (int64_t i = 0; i < s->n; i++) {

@@ -20,7 +20,6 @@ void      fm_store_close(fm_store *s);
 int64_t   fm_store_count(const fm_store *s);
 const fm_entry *fm_store_at(const fm_store *s, int64_t i);            /* in order of name */
 const fm_entry *fm_store_find(const fm_store *s, const char *name);   /* NULL when absent */
-int64_t   fm_store_bytes(const fm_store *s);                          /* of all tensors */
 /* Stored elements, weight_scale_inv not counted. */
 int64_t   fm_store_parameters(const fm_store *s);
 /* Digest of names, shapes, dtypes and a sample of the bytes of every tensor; tells models apart. */

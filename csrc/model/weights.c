@@ -13,7 +13,7 @@ typedef struct fill {
   fm_weights *w;
   const fm_config *cfg;
   int64_t layer;
-  bool verify;
+  fm_reading reading;
   int64_t bytes;
   fm_error *err;
 } fill;
@@ -66,6 +66,7 @@ static fm_status vector(fill *f, const float **out, const char *name, int64_t le
   if (e->t.dtype != FM_F32 && e->t.dtype != FM_BF16 && e->t.dtype != FM_F16)
     return fm_fail(f->err, FM_EFORMAT, "%s: dtype %s, expected F32, BF16 or F16", full,
                    fm_dtype_name(e->t.dtype));
+  if (f->reading == FM_HEADERS) return FM_OK;
   TRY(fm_grow(&f->w->owned.p, &f->w->owned.cap, f->w->owned.n + 1, sizeof(void *), f->err));
   float *v = fm_array(len, sizeof *v);
   if (!v) return fm_no_memory(f->err, len * (int64_t)sizeof *v);
@@ -86,6 +87,7 @@ static fm_status scales(fill *f, const char *weight, int64_t lead, int64_t rows,
   TRY(find(f, full, lead ? 3 : 2, lead ? shape : shape + 1, &e));
   if (e->t.dtype != FM_F32)
     return fm_fail(f->err, FM_EFORMAT, "%s: dtype %s, expected F32", full, fm_dtype_name(e->t.dtype));
+  if (f->reading == FM_HEADERS) return FM_OK;
   TRY(check_finite(f, full, e->t.data, FM_F32, fm_tensor_len(&e->t)));
   const float *s = e->t.data;
   for (int64_t i = 0; i < fm_tensor_len(&e->t); i++)
@@ -102,7 +104,7 @@ static fm_status weight_dtype(fill *f, const char *full, const fm_tensor *t) {
       return fm_fail(f->err, FM_EFORMAT, "%s: dtype %s, expected F32, BF16, F16 or F8_E4M3", full,
                      fm_dtype_name(t->dtype));
   }
-  return f->verify ? check_finite(f, full, t->data, t->dtype, fm_tensor_len(t)) : FM_OK;
+  return f->reading == FM_ALL ? check_finite(f, full, t->data, t->dtype, fm_tensor_len(t)) : FM_OK;
 }
 
 static fm_status matrix(fill *f, fm_mat *out, const char *name, int64_t rows, int64_t cols) {
@@ -247,9 +249,9 @@ static fm_status ends(fill *f) {
   return matrix(f, &f->w->head, "lm_head.weight", g->vocab_size, g->hidden_size);
 }
 
-fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, bool verify, int64_t *bytes,
+fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, fm_reading reading, int64_t *bytes,
                           fm_error *err) {
-  fill f = { .w = w, .cfg = cfg, .layer = i, .verify = verify, .err = err };
+  fill f = { .w = w, .cfg = cfg, .layer = i, .reading = reading, .err = err };
   w->n_fresh = 0;
   fm_status status = i < w->n_layers ? layer(&f, &w->layer[i]) : ends(&f);
   *bytes = f.bytes;
@@ -272,6 +274,20 @@ fm_status fm_weights_new(fm_weights **out, fm_store *store, const fm_config *cfg
   }
   *out = w;
   return FM_OK;
+}
+
+fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, int64_t *size, fm_error *err) {
+  fm_weights *w;
+  fm_status status = FM_OK;
+  int64_t sum = 0;
+  TRY(fm_weights_new(&w, NULL, cfg, mtp, err));
+  w->store = store;
+  for (int64_t i = 0, bytes; i <= w->n_layers && status == FM_OK; i++, sum += bytes)
+    status = fm_weights_fill(w, cfg, i, FM_HEADERS, &bytes, err);
+  w->store = NULL;                       // still the caller's
+  fm_weights_free(w);
+  if (status == FM_OK) *size = sum;
+  return status;
 }
 
 /* ---- placing ------------------------------------------------------------------------------------- */

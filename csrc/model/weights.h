@@ -44,12 +44,17 @@ typedef struct fm_weights {
   struct { void **p; int64_t n, cap; } block;
 } fm_weights;
 
+/* How much of a checkpoint is read: its headers, its scales and vectors too, or every weight. */
+typedef enum fm_reading { FM_HEADERS, FM_SCALES, FM_ALL } fm_reading;
+
 /* Takes over store (also when it fails). Nothing but the header is read until _layer. */
 fm_status fm_weights_new (fm_weights **out, fm_store *store, const fm_config *cfg, bool mtp, fm_error *err);
 /* Fills slot i of 0 .. n_layers: the layers, then embedding, head and final norm. Checks names, shapes, dtypes; scales and biases for
-   finite values; with verify every weight for NaN. *bytes: of the tensors it took. */
-fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, bool verify, int64_t *bytes,
+   finite values, all weights too when they are read. *bytes: of the tensors it took. */
+fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, fm_reading reading, int64_t *bytes,
                           fm_error *err);
+/* Bytes of all that a model takes from the store, which stays the caller's; names, shapes and dtypes are checked. */
+fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, int64_t *size, fm_error *err);
 /* Moves the slot filled last into the memory of c's device, in the dtype of its arithmetic; nothing to do where that is the
    host's. The experts of a layer stand at equal distances. */
 fm_status fm_weights_place(fm_weights *w, fm_ctx *c, fm_error *err);

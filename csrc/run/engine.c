@@ -123,7 +123,7 @@ static int64_t scratch_size(const fm_config *g, const fm_backend *ops, const set
   return ops->upload ? 2 * size + ((int64_t)128 << 20) + 128 * (int64_t)g->vocab_size * 4 : size;
 }
 
-static fm_status fill_plan(fm_plan *p, fm_ctx *c, const fm_store *store, const fm_config *g, const setup *s,
+static fm_status fill_plan(fm_plan *p, fm_ctx *c, fm_store *store, const fm_config *g, const setup *s,
                            fm_error *err) {
   int64_t free_bytes, page = fm_kv_page_size(g, s->cache, s->drafts > 0);
   if (c->ops->memory(c->dev, &p->memory, &free_bytes) != FM_OK)
@@ -131,7 +131,7 @@ static fm_status fill_plan(fm_plan *p, fm_ctx *c, const fm_store *store, const f
   p->free_memory = free_bytes;
   p->device = c->ops->name;
   p->parameters = fm_store_parameters(store);
-  p->weights = fm_store_bytes(store);
+  TRY(fm_weights_size(store, g, s->drafts > 0, &p->weights, err));
   if (!fm_mul(s->n_pages, page, &p->cache))
     return fm_fail(err, FM_EOVERFLOW, "ctx * seqs = %lld * %lld is too large", (long long)s->ctx,
                    (long long)s->seqs);
@@ -185,7 +185,7 @@ fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, 
 struct fm_loader {
   fm_model *m;                           /* NULL once handed out */
   setup s;
-  bool verify;
+  fm_reading reading;
   int64_t slot, done, total;
 };
 
@@ -197,7 +197,7 @@ static fm_status open_tokenizer(fm_model *m, fm_error *err) {
 }
 
 /* A device with a memory of its own either holds it all or is not begun with. */
-static fm_status check_room(fm_model *m, const fm_store *store, const setup *s, fm_error *err) {
+static fm_status check_room(fm_model *m, fm_store *store, const setup *s, fm_error *err) {
   fm_plan p = { 0 };
   if (!m->c.ops->upload) return FM_OK;
   TRY(fill_plan(&p, &m->c, store, &m->cfg, s, err));
@@ -231,8 +231,8 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   m->budget = l->s.budget;
   m->pace.accept = 0.5;
   m->c.arithmetic = l->s.arithmetic;
-  l->total = fm_store_bytes(store);
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
+  TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, &l->total, err));
   return open_tokenizer(m, err);
 }
 
@@ -241,7 +241,7 @@ fm_status fm_loader_open(fm_loader **out, const char *dir, const fm_load_options
   if (!o) o = &dflt;
   fm_loader *l = fm_zalloc(sizeof *l);
   if (!l) return fm_no_memory(err, sizeof *l);
-  l->verify = o->verify;
+  l->reading = o->verify ? FM_ALL : FM_SCALES;
   l->m = fm_zalloc(sizeof *l->m);
   if (l->m) l->m->refs = 1;
   if (l->m) l->m->dir = fm_strndup(dir, strlen(dir));
@@ -258,15 +258,13 @@ fm_status fm_loader_step(fm_loader *l, int64_t *done, int64_t *total, fm_error *
   int64_t bytes = 0;
   fm_weights *w = l->m->w;
   if (l->slot <= w->n_layers) {
-    TRY(fm_weights_fill(w, &l->m->cfg, l->slot, l->verify, &bytes, err));
+    TRY(fm_weights_fill(w, &l->m->cfg, l->slot, l->reading, &bytes, err));
     TRY(fm_weights_place(w, &l->m->c, err));
     l->slot++;
     l->done += bytes;
     l->m->stats.weight_bytes += bytes;
   }
-  // tensors that nobody asked for count as done with the last slot
-  if (l->slot > w->n_layers || l->done > l->total) l->done = l->total;
-  *done = l->slot > w->n_layers ? l->total : l->done - (l->done == l->total);
+  *done = l->done;
   *total = l->total;
   return FM_OK;
 }
