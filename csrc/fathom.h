@@ -221,6 +221,9 @@ typedef struct fm_generate_options {
      fm_task_new: FM_EFORMAT for a malformed text or one that matches nothing, FM_EUNSUPPORTED naming what is not done. */
   const char *grammar, *schema;
   int32_t grammar_after;     /* -1: from the first id; else behind this one, which ends a model's thoughts */
+  bool shift;                /* past the context go on: the oldest ids behind the first `keep` are dropped, 64 at a time or more.
+                                The sequence leaves the promise of equal ids (fm_session_exact). false: FM_EOVERFLOW, FM_LENGTH */
+  int64_t keep;              /* ids that stay, at most a quarter of the context; -1: 4. Asked for when the first are dropped */
 } fm_generate_options;
 
 typedef enum fm_finish { FM_RUNNING = 0, FM_STOP, FM_LENGTH, FM_CANCELLED, FM_FAILED } fm_finish;
@@ -238,6 +241,8 @@ typedef struct fm_token {     /* one sampled token; pointers live until the next
 
 typedef struct fm_usage {
   int64_t prompt, cached, completion, drafted, accepted;
+  int64_t shifted;            /* ids that this task dropped to go on */
+  bool exact;                 /* fm_session_exact */
   double prefill_ms, decode_ms;
 } fm_usage;
 

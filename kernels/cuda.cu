@@ -316,7 +316,7 @@ const fm_backend *fm_backend_open_cuda(void) {
   t.draw = guarded<fm_cuda_draw>::call;
   t.embed = guarded<fm_cuda_embed>::call, t.rms_norm = guarded<fm_cuda_rms_norm>::call;
   t.matmul = guarded<fm_cuda_matmul>::call, t.rope = guarded<fm_cuda_rope>::call;
-  t.cache_store = guarded<fm_cuda_cache_store>::call, t.mla_store = guarded<fm_cuda_mla_store>::call;
+  t.cache_store = guarded<fm_cuda_cache_store>::call, t.turn = guarded<fm_cuda_turn>::call, t.mla_store = guarded<fm_cuda_mla_store>::call;
   t.mla_prompt = guarded<fm_cuda_mla_prompt>::call, t.mla_decode = guarded<fm_cuda_mla_decode>::call;
   t.gqa = guarded<fm_cuda_gqa>::call, t.route = guarded<fm_cuda_route>::call;
   t.experts = guarded<fm_cuda_experts>::call;

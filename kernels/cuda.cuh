@@ -178,6 +178,7 @@ fm_status fm_cuda_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm);
 fm_status fm_cuda_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r);
 fm_status fm_cuda_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans, const float *x,
                               int64_t ldx);
+fm_status fm_cuda_turn(fm_ctx *c, const fm_turn *t);
 fm_status fm_cuda_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps, int64_t n,
                             const fm_rope *r);
 fm_status fm_cuda_mla_prompt(fm_ctx *c, const fm_attn *a);

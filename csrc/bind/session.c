@@ -166,6 +166,8 @@ static fm_generate_options read_options(lua_State *L) {
   o.logprobs = (int32_t)ranged(L, "logprobs", -1, -1, INT32_MAX);
   o.mtp = (int)ranged(L, "mtp", -1, FM_MTP_AUTO, FM_MAX_DRAFTS);
   o.priority = (int)ranged(L, "priority", 0, -FM_MAX_PRIORITY, FM_MAX_PRIORITY);
+  o.shift = fm_bind_bool(L, 3, "shift", false);
+  o.keep = ranged(L, "keep", -1, -1, INT32_MAX);
   o.ignore_eos = fm_bind_bool(L, 3, "ignore_eos", false);
   o.grammar = fm_bind_str(L, 3, "grammar", NULL);
   o.schema = fm_bind_str(L, 3, "schema", NULL);
@@ -254,12 +256,15 @@ static int t_error(lua_State *L) {
 static int t_usage(lua_State *L) {
   fm_usage u = fm_task_usage(get_task(L));
   const struct { const char *key; int64_t v; } whole[] = { { "prompt", u.prompt }, { "cached", u.cached },
-    { "completion", u.completion }, { "drafted", u.drafted }, { "accepted", u.accepted } };
-  lua_createtable(L, 0, 7);
+    { "completion", u.completion }, { "drafted", u.drafted }, { "accepted", u.accepted },
+    { "shifted", u.shifted } };
+  lua_createtable(L, 0, 9);
   for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
     lua_pushinteger(L, whole[i].v);
     lua_setfield(L, -2, whole[i].key);
   }
+  lua_pushboolean(L, u.exact);
+  lua_setfield(L, -2, "exact");
   lua_pushnumber(L, u.prefill_ms);
   lua_setfield(L, -2, "prefill_ms");
   lua_pushnumber(L, u.decode_ms);

@@ -82,7 +82,7 @@ const fm_backend *fm_cpu_backend(void) {
     .open = cpu_open, .close = cpu_close, .memory = cpu_memory, .info = cpu_info,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .enter = cpu_enter, .leave = cpu_leave,
     .embed = fm_cpu_embed, .rms_norm = fm_cpu_rms_norm, .matmul = fm_cpu_matmul, .rope = fm_cpu_rope,
-    .cache_store = fm_cpu_cache_store, .mla_store = fm_cpu_mla_store,
+    .cache_store = fm_cpu_cache_store, .turn = fm_cpu_turn, .mla_store = fm_cpu_mla_store,
     .mla_prompt = fm_cpu_mla_prompt, .mla_decode = fm_cpu_mla_decode, .gqa = fm_cpu_gqa,
     .route = fm_cpu_route, .experts = fm_cpu_experts,
   };

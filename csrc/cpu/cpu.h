@@ -60,6 +60,7 @@ fm_status fm_cpu_silu_mul(fm_ctx *c, float *out, int64_t ldo, const float *gate,
                           int64_t n, int64_t dim);
 fm_status fm_cpu_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t *id, int64_t n);
 fm_status fm_cpu_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t stride, int64_t n, const fm_rope *r);
+fm_status fm_cpu_turn(fm_ctx *c, const fm_turn *t);
 fm_status fm_cpu_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps, int64_t n,
                            const fm_rope *r);
 fm_status fm_cpu_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,

@@ -1,5 +1,5 @@
 /*
-** rope.c - rotary positions in both pair layouts, and storing rows into the paged cache.
+** rope.c - rotary positions in both pair layouts, storing rows into the paged cache, turning those that are there.
 */
 #include "cpu/cpu.h"
 
@@ -92,4 +92,40 @@ fm_status fm_cpu_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, con
     TRY(fm_cpu_rope(c, kv + a->rank, width, 1, a->rope, n, r));
   }
   return fm_cpu_cache_store(c, a->cache, a->span, a->n_spans, kv, width);
+}
+
+static double element(const char *p, fm_dtype t, int64_t i) {
+  return t == FM_F32 ? (double)((const float *)(const void *)p)[i] : (double)fm_bf16_to_f32(((const uint16_t *)(const void *)p)[i]);
+}
+
+/* To bf16 by way of f32: what a device rounds twice is rounded twice here. */
+static void set_element(char *p, fm_dtype t, int64_t i, double v) {
+  if (t == FM_F32) ((float *)(void *)p)[i] = (float)v;
+  else ((uint16_t *)(void *)p)[i] = fm_f32_to_bf16((float)v);
+}
+
+static void turn_row(void *arg, int64_t item, int worker) {
+  const fm_turn *t = arg;
+  const fm_cache *k = t->cache;
+  int64_t size = fm_cache_row_size(k->dtype, k->width, k->latent), at = t->index + item, half = t->dim / 2;
+  const char *from = k->base + t->from[at / FM_PAGE] * k->page_stride + at % FM_PAGE * size;
+  char *to = k->base + t->to[at / FM_PAGE] * k->page_stride + at % FM_PAGE * size;
+  fm_dtype type;
+  (void)worker;
+  if (to != from) memcpy(to, from, (size_t)size);
+  char *x = to + fm_cache_element(k->dtype, k->latent, t->at, &type);
+  for (int64_t i = 0; i < t->n_heads * half; i++) {
+    int64_t j = i % half, first = i / half * t->dim;
+    int64_t u = first + (t->interleaved ? 2 * j : j), v = t->interleaved ? u + 1 : u + half;
+    double a = element(x, type, u), b = element(x, type, v);
+    set_element(x, type, u, a * t->cos[j] - b * t->sin[j]);
+    set_element(x, type, v, a * t->sin[j] + b * t->cos[j]);
+  }
+}
+
+fm_status fm_cpu_turn(fm_ctx *c, const fm_turn *t) {
+  fm_turn job = *t;
+  if (t->n * t->cache->width >= SMALL) fm_pool_for(((fm_cpu *)c->dev)->pool, t->n, turn_row, &job);
+  else for (int64_t i = 0; i < t->n; i++) turn_row(&job, i, 0);
+  return FM_OK;
 }

@@ -69,6 +69,10 @@ static int32_t take(fm_kv *kv) {
   return page;
 }
 
+static void copy_page(fm_kv *kv, int32_t to, int32_t from) {
+  kv->c->ops->copy(kv->c->dev, kv->data + to * kv->page_size, kv->data + from * kv->page_size, kv->page_size);
+}
+
 fm_status fm_kv_reserve(fm_kv *kv, fm_kv_seq *s, int64_t from, int64_t to, fm_error *err) {
   int64_t first = from / FM_PAGE, want = (to + FM_PAGE - 1) / FM_PAGE, need = 0;
   for (int64_t i = first; i < want; i++) need += i >= s->n_pages || kv->refs[s->pages[i]] > 1;
@@ -80,8 +84,7 @@ fm_status fm_kv_reserve(fm_kv *kv, fm_kv_seq *s, int64_t from, int64_t to, fm_er
     int32_t old = s->pages[i];
     if (kv->refs[old] == 1) continue;
     int32_t page = take(kv);
-    kv->c->ops->copy(kv->c->dev, kv->data + page * kv->page_size, kv->data + old * kv->page_size,
-                     kv->page_size);
+    copy_page(kv, page, old);
     fm_kv_release(kv, old);
     s->pages[i] = page;
   }
@@ -89,7 +92,16 @@ fm_status fm_kv_reserve(fm_kv *kv, fm_kv_seq *s, int64_t from, int64_t to, fm_er
   return FM_OK;
 }
 
+int64_t fm_kv_pages(int64_t rows) { return (rows + FM_PAGE - 1) / FM_PAGE; }
+
+static void forget_kept(fm_kv *kv, fm_kv_seq *s) {
+  for (int64_t i = 0; i < fm_kv_pages(s->kept_len); i++) fm_kv_release(kv, s->kept[i]);
+  s->kept_len = s->kept_shift = 0;
+}
+
 void fm_kv_truncate(fm_kv *kv, fm_kv_seq *s, int64_t len) {
+  if (len < s->kept_len) forget_kept(kv, s);
+  if (len == 0) s->shift = 0;
   int64_t keep = (len + FM_PAGE - 1) / FM_PAGE;
   while (s->n_pages > keep) fm_kv_release(kv, s->pages[--s->n_pages]);
   if (s->len > len) s->len = len;
@@ -97,25 +109,81 @@ void fm_kv_truncate(fm_kv *kv, fm_kv_seq *s, int64_t len) {
   if (s->mtp_first > s->mtp_len) s->mtp_first = s->mtp_len;
 }
 
-fm_status fm_kv_fork(fm_kv *kv, fm_kv_seq *dst, const fm_kv_seq *src, fm_error *err) {
-  TRY(fm_grow(&dst->pages, &dst->cap, src->n_pages, sizeof *dst->pages, err));
-  for (int64_t i = 0; i < src->n_pages; i++) {
-    dst->pages[i] = src->pages[i];
-    kv->refs[src->pages[i]]++;
+/* A list that counts every page of another. */
+static void share(fm_kv *kv, int32_t *dst, const int32_t *src, int64_t n) {
+  for (int64_t i = 0; i < n; i++) {
+    dst[i] = src[i];
+    kv->refs[src[i]]++;
   }
+}
+
+fm_status fm_kv_fork(fm_kv *kv, fm_kv_seq *dst, const fm_kv_seq *src, fm_error *err) {
+  int64_t n_kept = fm_kv_pages(src->kept_len);
+  TRY(fm_grow(&dst->pages, &dst->cap, src->n_pages, sizeof *dst->pages, err));
+  TRY(fm_grow(&dst->kept, &dst->cap_kept, n_kept, sizeof *dst->kept, err));
+  share(kv, dst->pages, src->pages, src->n_pages);
+  share(kv, dst->kept, src->kept, n_kept);
   dst->n_pages = src->n_pages;
   dst->len = src->len;
   dst->mtp_first = src->mtp_first;
   dst->mtp_len = src->mtp_len;
   dst->shift = src->shift;
+  dst->kept_len = src->kept_len;
+  dst->kept_shift = src->kept_shift;
   return FM_OK;
 }
 
 void fm_kv_drop(fm_kv *kv, fm_kv_seq *s) {
   fm_kv_truncate(kv, s, 0);
   fm_free(s->pages);
+  fm_free(s->kept);
   *s = (fm_kv_seq){ 0 };
 }
+
+/* ---- a window that moves ---- */
+
+/* Whether page i of the list must be another one before it is written; `held`: s->kept is about to count it too. */
+static bool shared(const fm_kv *kv, const fm_kv_seq *s, int64_t i, bool held) { return kv->refs[s->pages[i]] + held > 1; }
+
+/* Counts the pages of the first `keep` rows once more, as s->kept. */
+static void keep_aside(fm_kv *kv, fm_kv_seq *s, int64_t keep) {
+  forget_kept(kv, s);
+  share(kv, s->kept, s->pages, fm_kv_pages(keep));
+  s->kept_len = keep;
+  s->kept_shift = s->shift;
+}
+
+/* Where row i stands when rows [keep, keep + n) are gone. */
+static int64_t moved(int64_t i, int64_t keep, int64_t n) { return i <= keep ? i : i <= keep + n ? keep : i - n; }
+
+fm_status fm_kv_take_out(fm_kv *kv, fm_kv_seq *s, int64_t keep, int64_t n, fm_error *err) {
+  int64_t first = keep / FM_PAGE, part = keep % FM_PAGE, gone = n / FM_PAGE, need = 0, freed = 0;
+  bool aside = s->kept_len != keep;
+  for (int64_t i = 0; i < first; i++) need += shared(kv, s, i, aside);
+  if (part) need += shared(kv, s, first + gone, false);
+  for (int64_t i = first; i < first + gone; i++) freed += !shared(kv, s, i, aside && i < fm_kv_pages(keep));
+  if (need > kv->n_free + freed)
+    return fm_fail(err, FM_ELIMIT, "the cache has no free page: %lld needed to move a window, %lld free", (long long)need,
+                   (long long)(kv->n_free + freed));
+  TRY(fm_grow(&s->kept, &s->cap_kept, fm_kv_pages(keep), sizeof *s->kept, err));
+  if (aside) keep_aside(kv, s, keep);
+  for (int64_t i = first; i < first + gone; i++) fm_kv_release(kv, s->pages[i]);
+  memmove(s->pages + first, s->pages + first + gone, (size_t)(s->n_pages - first - gone) * sizeof *s->pages);
+  s->n_pages -= gone;
+  for (int64_t i = 0; i < first + (part > 0); i++) {
+    int32_t old = s->pages[i];
+    if (kv->refs[old] == 1) continue;
+    s->pages[i] = take(kv);
+    if (i == first) copy_page(kv, s->pages[i], old);        // rows of the window stand behind those that are kept
+    fm_kv_release(kv, old);
+  }
+  s->len = moved(s->len, keep, n);
+  s->mtp_first = moved(s->mtp_first, keep, n);
+  s->mtp_len = moved(s->mtp_len, keep, n);
+  return FM_OK;
+}
+
+/* ---- pages and the host ---- */
 
 /* The device's last error as the caller's. */
 static fm_status told(const fm_ctx *c, fm_status status, fm_error *err) {

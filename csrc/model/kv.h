@@ -26,6 +26,8 @@ typedef struct fm_kv_seq {
   int64_t len;                  /* tokens of the main layers that are there */
   int64_t mtp_first, mtp_len;   /* indices [mtp_first, mtp_len) of the MTP layer are there */
   int64_t shift;                /* index j is rotated as position j + shift */
+  int32_t *kept;                /* pages of the first kept_len rows as they were before they were turned, counted */
+  int64_t cap_kept, kept_len, kept_shift;
 } fm_kv_seq;
 
 /* Bytes of a page for this config. */
@@ -42,6 +44,12 @@ void      fm_kv_truncate(fm_kv *kv, fm_kv_seq *s, int64_t len);
 /* dst, empty before, shares everything src holds. */
 fm_status fm_kv_fork(fm_kv *kv, fm_kv_seq *dst, const fm_kv_seq *src, fm_error *err);
 void      fm_kv_drop(fm_kv *kv, fm_kv_seq *s);
+int64_t   fm_kv_pages(int64_t rows);
+
+/* Takes rows [keep, keep + n) out; n is a multiple of FM_PAGE, keep + n < s->len. Rows behind move down by n, with their pages.
+   The first keep rows are kept aside in s->kept, and are to be written anew: they have pages of their own. Which rows of MTP are there
+   follows. FM_ELIMIT when pages run out, FM_EMEMORY: nothing was changed then. */
+fm_status fm_kv_take_out(fm_kv *kv, fm_kv_seq *s, int64_t keep, int64_t n, fm_error *err);
 
 /* A page's bytes to host memory and back. */
 fm_status fm_kv_read_page (fm_kv *kv, int32_t page, void *to, fm_error *err);

@@ -18,7 +18,7 @@ static void fill_tables(float *cos_to, float *sin_to, const fm_config *g, int64_
 
 static fm_status make_tables(fm_net *net, int64_t half, fm_error *err) {
   fm_ctx *c = net->c;
-  int64_t n = net->n_positions, size = n * half * (int64_t)sizeof(float);
+  int64_t n = net->n_turns, size = n * half * (int64_t)sizeof(float);
   fm_status status = c->ops->alloc(c->dev, (void **)&net->cos, size, err);
   if (status == FM_OK) status = c->ops->alloc(c->dev, (void **)&net->sin, size, err);
   if (status != FM_OK) return status;
@@ -41,7 +41,8 @@ static fm_status make_tables(fm_net *net, int64_t half, fm_error *err) {
 fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,
                       int64_t n_positions, int64_t n_valid, fm_error *err) {
   int64_t half = (cfg->family == FM_QWEN2 ? cfg->head_dim : cfg->qk_rope_head_dim) / 2;
-  *net = (fm_net){ .cfg = cfg, .w = w, .kv = kv, .c = c, .n_positions = n_positions, .n_valid = n_valid };
+  *net = (fm_net){ .cfg = cfg, .w = w, .kv = kv, .c = c, .n_positions = n_positions, .n_turns = 2 * n_positions,
+                   .n_valid = n_valid };
   fm_status status = make_tables(net, half, err);
   if (status != FM_OK) fm_net_free(net);
   return status;

@@ -19,9 +19,10 @@ typedef struct fm_net {
   const fm_weights *w;
   fm_kv *kv;
   fm_ctx *c;
-  int64_t n_positions;                 /* rows of the rotation tables */
+  int64_t n_positions;                 /* the longest that a sequence may become */
+  int64_t n_turns;                     /* rows of the rotation tables: a window moves on for a while before it is turned back */
   int64_t n_valid;                     /* ids from here on are padding, never drawn */
-  float *cos, *sin;                    /* (n_positions, rope dim / 2), the device's, owned */
+  float *cos, *sin;                    /* (n_turns, rope dim / 2), the device's, owned */
 } fm_net;
 
 /* Rows of one sequence. Main pass: ids[0..n) stand at cache indices index .. index+n-1.
@@ -55,6 +56,11 @@ typedef struct fm_pass {
 fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,
                       int64_t n_positions, int64_t n_valid, fm_error *err);
 void      fm_net_free(fm_net *net);
+/* Moves a sequence's window: rows [keep, keep + n) go, n a multiple of FM_PAGE and keep + n < seq->len; the first `keep` are turned
+   to stand before the rest, which is left alone (until the tables end: then it is turned back). What follows is computed as if the
+   positions went on. On failure the rows are good for nothing:
+   fm_kv_truncate them to 0. shift.c */
+fm_status fm_net_shift(fm_net *net, fm_kv_seq *seq, int64_t keep, int64_t n, fm_error *err);
 
 /* Begins a pass over segments whose cache rows are reserved; embeds the ids. Scratch is taken until fm_pass_end;
    segs are read only here. rule (n_logits): the device is to draw by them; NULL: it is not. Errors are in c->err. */

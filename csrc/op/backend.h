@@ -16,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 3
+#define FM_BACKEND_ABI 4
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
@@ -80,6 +80,12 @@ static inline int64_t fm_cache_row_size(fm_dtype t, int64_t width, int64_t laten
   return t == FM_F8_E4M3 ? (fm_cache_rest(latent) + (width - latent) * 2 + 3) / 4 * 4 : width * (t == FM_F32 ? 4 : 2);
 }
 
+/* Where element i of a row stands, in bytes; dtype of it: *t. For elements that are rotated: none of a latent. */
+static inline int64_t fm_cache_element(fm_dtype dtype, int64_t latent, int64_t i, fm_dtype *t) {
+  *t = dtype == FM_F32 ? FM_F32 : FM_BF16;
+  return dtype == FM_F8_E4M3 ? fm_cache_rest(latent) + (i - latent) * 2 : i * (dtype == FM_F32 ? 4 : 2);
+}
+
 /* Rows of one sequence in a pass: cache indices index .. index + n - 1. A query at index j sees keys
    first_key .. j (its own included). */
 typedef struct fm_span {
@@ -124,6 +130,18 @@ typedef struct fm_rope {
   int64_t dim;
   bool interleaved;
 } fm_rope;
+
+/* Cached rows of one layer turned by one angle. Row `index + i` through the page list `from` becomes that row through `to`,
+   i < n: all of it is copied, and of n_heads vectors of dim elements, from element `at` on, each pair (as in fm_rope) is
+   rotated in double precision and rounded once. The lists may be the same. */
+typedef struct fm_turn {
+  const fm_cache *cache;
+  const int32_t *from, *to;              /* host */
+  int64_t index, n;
+  int64_t at, n_heads, dim;
+  const double *cos, *sin;               /* (dim / 2) host, of the angle: no amplitude */
+  bool interleaved;
+} fm_turn;
 
 /* How one row of logits is drawn: argmax of logit / temperature + gumbel(noise of seed, sample, index, id); temperature 0:
    argmax. */
@@ -178,6 +196,7 @@ struct fm_backend {
   /* Stores rows (n, width) f32 of all spans into their pages, rounded to the cache's dtype. */
   fm_status (*cache_store)(fm_ctx *c, const fm_cache *cache, const fm_span *span, int64_t n_spans,
                            const float *x, int64_t ldx);
+  fm_status (*turn)(fm_ctx *c, const fm_turn *t);
   /* What MLA does between projections and attention: norms the latent of each row of kv (n, rank + rope), in place, rotates
      its key part and q's (n, n_heads * (nope + rope)), and stores kv. Takes a's cache, spans, sizes; a->q is written. */
   fm_status (*mla_store)(fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps,

@@ -174,6 +174,16 @@ fm_status fm_op_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *spa
   return c->ops->cache_store(c, cache, span, n_spans, x, ldx);
 }
 
+fm_status fm_op_turn(fm_ctx *c, const fm_turn *t) {
+  fm_span span = { .n = t->n, .index = t->index, .pages = t->from };
+  TRY(check_spans(c, "turn", t->cache, &span, 1));
+  CHECK(t->to && t->cos && t->sin && t->dim > 0 && t->dim % 2 == 0 && t->n_heads > 0 && t->at >= 0 &&
+        t->at + t->n_heads * t->dim <= t->cache->width && (t->cache->dtype != FM_F8_E4M3 || t->at >= t->cache->latent),
+        "turn: %lld x %lld elements from %lld on, cache width %lld", LL(t->n_heads), LL(t->dim), LL(t->at),
+        LL(t->cache->width));
+  return c->ops->turn(c, t);
+}
+
 /* An f8 cache is cut where the latent ends. */
 static bool is_latent(const fm_attn *a) { return a->cache->dtype != FM_F8_E4M3 || a->cache->latent == a->rank; }
 

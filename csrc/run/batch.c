@@ -50,7 +50,7 @@ static fm_status make_rules(fm_model *m, const fm_draw_rule **out) {
     const fm_task *t = w->now.task[i];
     if (!plain_draw(t)) return FM_OK;
     TRY(fm_grow(&w->rule, &w->cap_rule, n + w->now.seg[i].n_logits, sizeof *w->rule, &m->c.err));
-    int64_t index = t->s->n + (w->kind == FM_DRAFT ? w->depth : 0);
+    int64_t index = t->s->dropped + t->s->n + (w->kind == FM_DRAFT ? w->depth : 0);
     for (int64_t j = 0; j < w->now.seg[i].n_logits; j++)
       w->rule[n++] = (fm_draw_rule){ .seed = t->o.seed, .index = index + j, .sample = t->o.sample,
                                      .temperature = t->o.temperature };
@@ -87,7 +87,7 @@ fm_status fm_batch_fetch(fm_model *m) {
 
 fm_status fm_batch_draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, fm_head head, fm_draw *out) {
   const fm_work *w = &m->work;
-  fm_history h = { t->s->ids, t->s->n + n_ahead, t->n_prompt };
+  fm_history h = { t->s->ids, t->s->n + n_ahead, t->n_prompt, t->s->dropped };
   const float *logits = w->logits ? w->logits + row * m->cfg.vocab_size : NULL;
   bool want_logprob = t->o.logprobs >= 0;
   if (t->guide)

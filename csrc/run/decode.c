@@ -28,6 +28,8 @@ int64_t fm_decode_draw(fm_model *m, fm_task *t, int64_t first_row) {
 static fm_status add(fm_model *m, fm_task *t) {
   fm_session *s = t->s;
   int64_t n = 1 + t->n_draft;
+  fm_window_room(t, s->kv.len + n);
+  if (fm_task_prefilling(t)) return FM_ELIMIT;     // the window found no page to move: it is computed again
   TRY(fm_sched_reserve(s, s->kv.len, s->kv.len + n, &t->err));
   TRY(fm_draft_lay_out(t));
   t->served[1] += 1 / fm_task_weight(t);

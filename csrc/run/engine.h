@@ -145,6 +145,15 @@ void      fm_session_publish_tail(fm_session *s);
 fm_status fm_session_restore_from(fm_session **out, fm_model *m, FILE *f, const char *path, char **note, size_t *n_note,
                                   fm_error *err);
 
+/* ---- window.c ---- */
+/* FM_EOVERFLOW when n ids of a prompt and the answer may outgrow the context, and the window could not be moved then. */
+fm_status fm_window_check(const fm_task *t, int64_t n, fm_error *err);
+/* Makes room for rows [0, want), taking old ids out where the task may (o.shift); kv, ids and n_prompt move down with them. */
+void      fm_window_room(fm_task *t, int64_t want);
+/* How many ids of the prompt, from s->keep on, are those that the session has dropped: 0 when there are none, or when the prompt is
+   another text, which empties the session. */
+int64_t   fm_window_gap(fm_session *s, const int32_t *ids, int64_t n);
+
 /* ---- task.c ---- */
 bool      fm_task_prefilling(const fm_task *t);
 /* Its share among others: doubles with each level of priority. */

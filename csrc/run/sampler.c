@@ -223,7 +223,7 @@ fm_draw fm_sampler_draw(fm_sampler *s, const fm_generate_options *o, const float
   int64_t all = prepare(s, o, logits, h, mask), n = 0;
   if (mask && !all) return (fm_draw){ .id = -1, .logprob = NAN, .logprob_filtered = NAN };
   if (o->temperature > 0) n = filter(s, o, all);
-  if (n) d.id = gumbel_max(s, o, n, h.n);
+  if (n) d.id = gumbel_max(s, o, n, h.n + h.n_dropped);
   else d.id = mask ? best_of(s, all) : argmax(s->logit, s->n_valid);
   if (!mask && s->logit[d.id] == -INFINITY) return (fm_draw){ .id = -1, .logprob = NAN, .logprob_filtered = NAN };
   if (want_logprob) {

@@ -22,12 +22,12 @@ typedef struct fm_draw {
   float logprob, logprob_filtered;         /* NaN unless want_logprob */
 } fm_draw;
 
-/* What a draw sees: the ids before the index it draws for; generated ones start at n_prompt. */
-typedef struct fm_history { const int32_t *ids; int64_t n, n_prompt; } fm_history;
+/* What a draw sees: the ids before the index it draws for; generated ones start at n_prompt. n_dropped more stood before. */
+typedef struct fm_history { const int32_t *ids; int64_t n, n_prompt, n_dropped; } fm_history;
 
 fm_status fm_sampler_new(fm_sampler **out, int64_t vocab_size, int64_t n_valid, fm_error *err);
 void      fm_sampler_free(fm_sampler *s);
-/* Index of the draw is history.n. Ties go to the lower id. Penalties: repeat (over all ids before), presence and frequency
+/* Index of the draw is history.n + n_dropped. Ties go to the lower id. Penalties: repeat (over all ids before), presence and frequency
    (over the generated ones). mask: a bit for each id that may be drawn, before any filter, as if the others had no
    probability; NULL: all. The id is -1 under a mask without a bit, and where biases ban every id. */
 fm_draw   fm_sampler_draw(fm_sampler *s, const fm_generate_options *o, const float *logits, fm_history h,

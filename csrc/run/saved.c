@@ -64,7 +64,7 @@ static bool sane(const fm_saved *s) {
   for (int i = 0; i < FM_S_FIELDS; i++)
     if (v[i] < 0 && i != FM_S_DIGEST && i != FM_S_NOTE_SUM && i != FM_S_DROPPED_SUM && i != FM_S_MAKER) return false;
   return v[FM_S_LEN] <= v[FM_S_N] && v[FM_S_MTP_LEN] <= v[FM_S_N] && v[FM_S_MTP_FIRST] <= v[FM_S_MTP_LEN] &&
-         v[FM_S_KEEP] <= v[FM_S_N] && (v[FM_S_PAGES] == 0 || v[FM_S_PAGE_SIZE] % 8 == 0);
+         v[FM_S_KEEP] <= v[FM_S_N] && v[FM_S_DROPPED] < (int64_t)1 << 48 && (v[FM_S_PAGES] == 0 || v[FM_S_PAGE_SIZE] % 8 == 0);
 }
 
 fm_status fm_saved_open(fm_saved *out, FILE *f, const char *path, fm_error *err) {

@@ -203,7 +203,7 @@ static bool pages_fit(const fm_saved *f, const fm_model *m) {
   return (v[FM_S_PAGES] == FM_PAGES_STORED || v[FM_S_PAGES] == FM_PAGES_8BIT) && v[FM_S_PAGE_SIZE] == want[FM_S_PAGE_SIZE] &&
          form_for(m, (fm_pages)v[FM_S_PAGES]) == (fm_pages)v[FM_S_PAGES] &&
          v[FM_S_N_PAGES] == pages_of(v[FM_S_LEN], v[FM_S_MTP_LEN]) &&
-         v[FM_S_SHIFT] <= m->net.n_positions - m->ctx && (v[FM_S_HIDDEN] == 0 || v[FM_S_HIDDEN] == m->cfg.hidden_size);
+         v[FM_S_SHIFT] <= m->net.n_turns - m->ctx && (v[FM_S_HIDDEN] == 0 || v[FM_S_HIDDEN] == m->cfg.hidden_size);
 }
 
 static fm_status read_pages(fm_saved *f, fm_session *s, fm_error *err) {

@@ -8,7 +8,7 @@
 
 fm_generate_options fm_generate_options_default(void) {
   return (fm_generate_options){ .max_tokens = -1, .temperature = 1, .top_p = 1, .repeat_penalty = 1,
-                                .logprobs = -1, .mtp = -1, .grammar_after = -1 };
+                                .logprobs = -1, .mtp = -1, .grammar_after = -1, .keep = -1 };
 }
 
 /* ---- options -------------------------------------------------------------------------------- */
@@ -91,34 +91,40 @@ static void unlink_from(fm_task *t) {
   t->next = t->prev = NULL;
 }
 
-/* Makes the session's ids equal to ids[0..n); what is common from the start keeps its role and its cache. */
+/* Makes the session's ids equal to ids[0..n) without those that it has dropped; what is common from the start keeps its role and
+   its cache. */
 static fm_status set_prompt(fm_task *t, const int32_t *ids, int64_t n, fm_error *err) {
   fm_session *s = t->s;
-  int64_t common = 0;
+  t->usage.prompt = n;
+  int64_t gap = fm_window_gap(s, ids, n), common = gap ? s->keep : 0;
+  ids += gap, n -= gap;                            // read from `common` on only
+  TRY(fm_window_check(t, n, err));
   while (common < n && common < s->n && ids[common] == s->ids[common]) common++;
   TRY(fm_grow(&s->ids, &s->cap_ids, n, sizeof *s->ids, err));
   TRY(fm_grow(&s->roles, &s->cap_roles, n, sizeof *s->roles, err));
   fm_session_cut(s, common);
   TRY(fm_session_append(s, ids + common, n - common, FM_PROMPT, err));
+  t->n_prompt = n;
+  fm_window_room(t, n + (t->o.max_tokens != 0));
   int64_t lag = s->kv.len - s->kv.mtp_len;
   // a reply's last few states went by before its MTP rows were made: cheap to make up for
   if (s->m->drafts && lag > 0 && lag <= FM_MAX_DRAFTS + 1) fm_session_back(s, s->kv.mtp_len - 1);
-  fm_session_back(s, n - 1);                       // the last row is needed for its logits
-  t->usage.prompt = n;
+  fm_session_back(s, s->n - 1);                    // the last row is needed for its logits
   t->usage.cached = s->kv.len;
-  t->n_prompt = n;
   return FM_OK;
 }
 
-static fm_status check_ids(const fm_model *m, const int32_t *ids, int64_t n, fm_error *err) {
+static fm_status check_ids(const fm_model *m, const int32_t *ids, int64_t n, const fm_generate_options *o, fm_error *err) {
   if (n < 1) return fm_fail(err, FM_EINVAL, "the prompt is empty: at least one id is needed");
-  if (n > m->ctx) {
-    fm_fail(err, FM_EOVERFLOW, "the prompt has %lld tokens, the context holds %lld", (long long)n,
-            (long long)m->ctx);
+  int64_t most = m->ctx - (o->max_tokens != 0);    // a prompt that leaves no room for a token is too long to be answered
+  if (n > most && !o->shift) {
+    fm_fail(err, FM_EOVERFLOW, "the prompt has %lld tokens, the context holds %lld%s", (long long)n, (long long)m->ctx,
+            n == m->ctx ? " and none of the answer" : "");
     if (n > m->cfg.max_position_embeddings)
       return fm_hint(err, FM_EOVERFLOW, "the model itself goes no further than %lld: shorten the prompt",
                      (long long)m->cfg.max_position_embeddings);
-    return fm_hint(err, FM_EOVERFLOW, "load with ctx = %lld or more, or shorten the prompt", (long long)n);
+    return fm_hint(err, FM_EOVERFLOW, "load with ctx = %lld or more, shorten the prompt, or let the window move "
+                   "(overflow = \"shift\")", (long long)n + 1);
   }
   for (int64_t i = 0; i < n; i++)
     if (ids[i] < 0 || ids[i] >= m->cfg.vocab_size)
@@ -152,7 +158,7 @@ fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t 
   if (!o) o = &dflt;
   if (s->task) return fm_fail(err, FM_EINVAL, "the session has a running task");
   fm_sched_leave(s->m, s);                         // what the last one left behind
-  TRY(check_ids(s->m, ids, n, err));
+  TRY(check_ids(s->m, ids, n, o, err));
   TRY(check_options(o, s->m, err));
   fm_task *t = fm_zalloc(sizeof *t);
   if (!t) return fm_no_memory(err, sizeof *t);
@@ -167,7 +173,8 @@ fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t 
     return status;
   }
   t->o.mtp = drafts(s->m, o->mtp);
-  t->max_tokens = o->max_tokens < 0 || o->max_tokens > s->m->ctx - n ? s->m->ctx - n : o->max_tokens;
+  int64_t room = o->shift ? INT64_MAX : s->m->ctx - s->n;
+  t->max_tokens = o->max_tokens < 0 || o->max_tokens > room ? room : o->max_tokens;
   s->task = t;
   link_in(t);
   *out = t;
@@ -314,4 +321,8 @@ fm_finish fm_task_finish(const fm_task *t, fm_error *err) {
   return t->finish;
 }
 
-fm_usage fm_task_usage(const fm_task *t) { return t->usage; }
+fm_usage fm_task_usage(const fm_task *t) {
+  fm_usage u = t->usage;
+  u.exact = !t->s->inexact;
+  return u;
+}

@@ -229,4 +229,12 @@ function json.array(list) return setmetatable(list, array_mt) end
 --- Marks a table as a JSON object, so that an empty one is written as {}.
 function json.object(t, order) return setmetatable(t, { __jsontype = "object", __jsonorder = order }) end
 
+--- A deep copy of a value, metatables kept.
+function json.copy(value)
+  if type(value) ~= "table" or value == json.null then return value end
+  local out = {}
+  for k, v in pairs(value) do out[k] = json.copy(v) end
+  return setmetatable(out, getmetatable(value))
+end
+
 return json

@@ -6,6 +6,7 @@ local options = require "fathom.options"
 local sampling = require "fathom.sampling"
 local session = require "fathom.session"
 local task = require "fathom.task"
+local window = require "fathom.window"
 
 local model = {}
 local methods = {}
@@ -173,7 +174,14 @@ local function generation(self, what, prompt, opts, names)
   local given = options.check(what, opts, names)
   local o = sampling.merge(given, { seed = sampling.draw_seed() }, engine.defaults)
   engine:check_options(what, o)
-  local ids, err = engine:prompt_ids(what, prompt, given)
+  local ids, err
+  if engine.kind(what, prompt) == "messages" then
+    ids, err = window.render(engine, prompt, o)
+  elseif type(o.overflow) == "function" then
+    options.raise(what .. ": an overflow function goes with messages; text and ids may be shifted")
+  else
+    ids, err = engine:prompt_ids(what, prompt, given)
+  end
   if not ids then return nil, err end
   if #ids == 0 then return fault.give("format", what .. ": the prompt is empty: at least one token is needed") end
   local core

@@ -64,6 +64,7 @@ sampling.known = {
   grammar = is.string,
   tools = is.table, think = is.boolean, ignore_eos = is.boolean, template = is.string,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), priority = priority,
+  overflow = is.one_of(is.word("error", "shift"), is.callable), keep = is.count(0),
 }
 
 --- Defaults of a model, from its generation_config.json.
@@ -109,6 +110,7 @@ function sampling.core(o, sample, after)
     sample = sample or 0, stop = stop, stop_ids = o.stop_ids, logprobs = top and math.tointeger(top) or nil,
     mtp = sampling.drafts(o.mtp), priority = o.priority and math.tointeger(o.priority), ignore_eos = o.ignore_eos or false,
     grammar = o.grammar, schema = o.schema and schema.text(o.schema), grammar_after = after,
+    shift = o.overflow == "shift", keep = o.keep and math.tointeger(o.keep),
   }
 end
 

@@ -6,10 +6,12 @@ local json = require "fathom.json"
 local options = require "fathom.options"
 local sampling = require "fathom.sampling"
 local task = require "fathom.task"
+local window = require "fathom.window"
 
 local session = {}
 local methods = {}
 local is = options.is
+local copy = json.copy
 
 local known = sampling.merge({ system = is.string, messages = is.table }, sampling.known)
 known.n = nil
@@ -30,13 +32,6 @@ end
 local function check_open(self)
   options.self("session", self, session.mt)
   if not self.core then options.raise "attempt to use a closed session" end
-end
-
-local function copy(value)
-  if type(value) ~= "table" or value == json.null then return value end
-  local out = {}
-  for k, v in pairs(value) do out[k] = copy(v) end
-  return setmetatable(out, getmetatable(value))
 end
 
 --- Makes a session; called by model:session.
@@ -107,6 +102,7 @@ end
 
 -- A turn that brought nothing (it failed, or was cancelled before the first token) is taken back.
 local function keep_turn(self, t, list)
+  self.exact = t.usage.exact
   if t.result and #t.result.ids > 0 then
     list[#list + 1] = assistant_message(self.engine, t)
     self.list = list
@@ -134,8 +130,9 @@ end
 local function message_turn(self, turn, o)
   local said, list = new_messages("session:ask", turn), nil
   local function prepare()
-    list = append(self.list, said)
-    return self.engine:render(list, o)
+    local ids, err
+    ids, err, list = window.render(self.engine, append(self.list, said), o)
+    return ids, err
   end
   return prepare, function(t) keep_turn(self, t, list) end
 end
@@ -169,7 +166,7 @@ function methods:sample(turn, opts)
   check_open(self)
   local o = turn_options(self, "session:sample", opts, sampling.known)
   local said = new_messages("session:sample", turn)
-  return session.fan_out(self, o, function() return self.engine:render(append(self.list, said), o) end)
+  return session.fan_out(self, o, function() return window.render(self.engine, append(self.list, said), o) end)
 end
 
 --- Several replies to one prompt: read once in `slot`, then decoded in forks of it, no more at once than the
@@ -283,6 +280,7 @@ function methods:save(path, opts)
   local o = options.check("session:save", opts, save_known)
   local defaults = copy(self.defaults)
   defaults.tools, defaults.logit_bias = tools_note(defaults.tools), pairs_of(defaults.logit_bias)
+  if type(defaults.overflow) == "function" then defaults.overflow = nil end
   local note = json.encode { messages = json.array(copy(self.list)), defaults = json.object(defaults) }
   return fault.guard(self.core.save, self.core, path, note, o.pages == false and "none" or o.pages or "stored")
 end

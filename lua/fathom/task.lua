@@ -23,7 +23,8 @@ task.mt = {
 local SLICE_MS = 50
 
 local function no_usage()
-  return { prompt = 0, cached = 0, completion = 0, drafted = 0, accepted = 0, prefill_ms = 0.0, decode_ms = 0.0 }
+  return { prompt = 0, cached = 0, completion = 0, drafted = 0, accepted = 0, shifted = 0, exact = true,
+           prefill_ms = 0.0, decode_ms = 0.0 }
 end
 
 --- Makes a task and gives it to the engine.

@@ -223,6 +223,33 @@ static paged new_cache(int64_t len, int64_t width, fm_dtype t, int64_t latent) {
 }
 static void drop_cache(paged *c) { free(c->host.base), free(c->page), free(c->rows); }
 
+/* Rows turned in place: the same bytes on both devices. */
+static void test_turn(void) {
+  bool same = true;
+  static const fm_dtype types[3] = { FM_F32, FM_BF16, FM_F8_E4M3 };
+  for (int t = 0; t < 12; t++) {
+    bool gqa = t % 4 == 3;
+    fm_dtype type = types[gqa ? t % 2 : t % 3];
+    int64_t n = between(1, 200), dim = 2 * between(1, 32), heads = gqa ? between(1, 4) : 1, latent = gqa ? 0 : 4 * between(1, 60);
+    int64_t width = gqa ? 2 * heads * dim : latent + dim;
+    paged c = new_cache(n, width, type, latent);
+    double cs[32], sn[32];
+    for (int i = 0; i < dim / 2; i++) cs[i] = cos(i + t), sn[i] = sin(i + t);
+    fm_turn turn = { .cache = &c.host, .from = c.page, .to = c.page, .index = n / 3, .n = n - n / 3, .at = latent, .n_heads = heads,
+                     .dim = dim, .cos = cs, .sin = sn, .interleaved = t % 2 };
+    fm_turn dev = turn;
+    dev.cache = &c.dev;
+    RUN(&cpu, fm_op_turn(&cpu, &turn));
+    RUN(&gpu, fm_op_turn(&gpu, &dev));
+    int64_t size = c.host.page_stride * (c.n_pages + 1);
+    char *bytes = need((size_t)size);
+    gpu.ops->download(&gpu, bytes, c.dev.base, size);
+    same = same && memcmp(bytes, c.host.base, (size_t)size) == 0;
+    free(bytes), drop_cache(&c), release();
+  }
+  check(same, "turn: cached rows become the same bytes", 0);
+}
+
 static void test_store(void) {
   bool good = true;
   double worst = 0;
@@ -467,7 +494,7 @@ static void test_experts(void) {
 /* usage: cuda_test [group]: one group alone, for tools that watch every access and take their time */
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
-    { "store8", test_store8 }, { "products", test_products }, { "attention", test_attention }, { "route", test_route },
+    { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention }, { "route", test_route },
     { "experts", test_experts } };
   fm_error err;
   if (fm_ctx_open(&gpu, "cuda", 0, &err) != FM_OK) {

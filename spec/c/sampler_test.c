@@ -21,7 +21,7 @@ static float logits[V];
 
 static fm_draw draw(const fm_generate_options *o, int64_t pos) {
   static int32_t ids[N + 1];
-  return fm_sampler_draw(sampler, o, logits, (fm_history){ ids, pos, 0 }, NULL, true);
+  return fm_sampler_draw(sampler, o, logits, (fm_history){ ids, pos, 0, 0 }, NULL, true);
 }
 
 /* Chi-square of N draws at different indices against p; cells that expect fewer than five are put together. */
@@ -31,7 +31,7 @@ static double chi_square(const fm_generate_options *o, const double *p, int *cel
   double sum = 0, rest_want = 0, rest_got = 0;
   for (int i = 0; i < N; i++) {
     // histories of length i matter by their length alone: no penalties are set
-    fm_history h = { none, i, i };
+    fm_history h = { none, i, i, 0 };
     count[fm_sampler_draw(sampler, o, logits, h, NULL, false).id]++;
   }
   *cells = 0;
@@ -144,15 +144,15 @@ static void test_greedy(void) {
   logits[7] = 8.5f;
   int32_t seen[] = { 3, 5, 3 };
   o.repeat_penalty = 1.5f;
-  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 3 }, NULL, false).id == 7, "repeat_penalty counts the prompt");
+  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 3, 0 }, NULL, false).id == 7, "repeat_penalty counts the prompt");
   o.repeat_penalty = 1;
   o.frequency_penalty = 0.3f;
-  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 3 }, NULL, false).id == 3 &&
-        fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0 }, NULL, false).id == 7,
+  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 3, 0 }, NULL, false).id == 3 &&
+        fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0, 0 }, NULL, false).id == 7,
         "frequency_penalty counts generated ids, each time");
   o.frequency_penalty = 0;
   o.presence_penalty = 0.3f;
-  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0 }, NULL, false).id == 3, "presence_penalty counts once");
+  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0, 0 }, NULL, false).id == 3, "presence_penalty counts once");
 }
 
 static void test_noise_key(void) {

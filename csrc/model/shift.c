@@ -1,0 +1,70 @@
+/*
+** shift.c - moving the window of a sequence that has outgrown the context, by turning the rotary part of cached keys.
+**
+** Attention sees differences of positions only. So when rows are taken out, it is the few that are kept in front which are
+** turned forward, to stand right before the rest. They are turned from what they were at first, never from what they were
+** turned to: rounding does not add up. Positions grow until the rotation tables end; then all rows are turned back, which a row
+** of the window lives to see once or twice.
+*/
+#include <math.h>
+
+#include "model/model.h"
+
+/* The rotated part of a cache row. */
+static void rotary(const fm_config *g, fm_turn *t) {
+  bool gqa = g->family == FM_QWEN2;
+  t->at = gqa ? 0 : g->kv_lora_rank;
+  t->n_heads = gqa ? g->num_key_value_heads : 1;
+  t->dim = gqa ? g->head_dim : g->qk_rope_head_dim;
+  t->interleaved = g->rope_interleave;
+}
+
+/* Turns rows [a, b) by `delta` positions, in all layers; of the MTP layer those that are there. */
+static fm_status turn_rows(fm_net *net, const fm_kv_seq *s, const int32_t *from, int64_t a, int64_t b, int64_t delta,
+                           const double *freq, double *cos_sin) {
+  const fm_config *g = net->cfg;
+  fm_turn t = { .from = from, .to = s->pages };
+  rotary(g, &t);
+  for (int64_t i = 0; i < t.dim / 2; i++) {
+    cos_sin[i] = cos((double)delta * freq[i]);
+    cos_sin[t.dim / 2 + i] = sin((double)delta * freq[i]);
+  }
+  t.cos = cos_sin, t.sin = cos_sin + t.dim / 2;
+  for (int64_t l = 0; l < net->kv->n_layers; l++) {
+    bool mtp = l >= g->num_hidden_layers;
+    fm_cache cache = fm_kv_layer(net->kv, l);
+    int64_t end = mtp && s->mtp_len < b ? s->mtp_len : b;
+    t.cache = &cache;
+    t.index = mtp && s->mtp_first > a ? s->mtp_first : a;
+    t.n = end - t.index;
+    if (t.n > 0) TRY(fm_op_turn(net->c, &t));
+  }
+  return FM_OK;
+}
+
+static fm_status turn_all(fm_net *net, fm_kv_seq *s, int64_t n, const double *freq, double *cos_sin, fm_error *err) {
+  int64_t keep = s->kept_len, to = s->shift + n, rows = s->len > s->mtp_len ? s->len : s->mtp_len;
+  fm_status status = FM_OK;
+  if (to + net->n_positions > net->n_turns) {
+    TRY(fm_kv_reserve(net->kv, s, keep, rows, err));
+    status = turn_rows(net, s, s->pages, keep, rows, -to, freq, cos_sin);
+    to = 0;
+  }
+  if (status == FM_OK && keep) status = turn_rows(net, s, s->kept, 0, keep, to - s->kept_shift, freq, cos_sin);
+  s->shift = to;
+  if (status != FM_OK && err) *err = net->c->err;
+  return status;
+}
+
+fm_status fm_net_shift(fm_net *net, fm_kv_seq *s, int64_t keep, int64_t n, fm_error *err) {
+  fm_turn part;
+  double amplitude;
+  rotary(net->cfg, &part);
+  double *freq = fm_array(2 * part.dim, sizeof *freq);      // and room for a cosine and a sine of each
+  if (!freq) return fm_no_memory(err, 2 * part.dim * (int64_t)sizeof *freq);
+  fm_config_inv_freq(net->cfg, freq, &amplitude);
+  fm_status status = fm_kv_take_out(net->kv, s, keep, n, err);
+  if (status == FM_OK) status = turn_all(net, s, n, freq, freq + part.dim / 2, err);
+  fm_free(freq);
+  return status;
+}
