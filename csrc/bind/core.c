@@ -169,7 +169,7 @@ static int l_tostring(lua_State *L) {
 int luaopen_fathom_core(lua_State *L) {
   static const luaL_Reg loader[] = { { "step", l_step }, { "finish", l_finish }, { NULL, NULL } };
   static const luaL_Reg functions[] = { { "devices", core_devices }, { "plan", core_plan },
-    { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "error", core_error },
+    { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "guide", fm_bind_guide }, { "error", core_error },
     { "history", fm_bind_history }, { "read", core_read }, { NULL, NULL } };
   luaL_checkversion(L);
   luaL_newmetatable(L, FM_CERROR);
@@ -181,6 +181,7 @@ int luaopen_fathom_core(lua_State *L) {
   fm_bind_open_tokenizer(L);
   fm_bind_open_model(L);
   fm_bind_open_session(L);
+  fm_bind_open_guide(L);
   luaL_newlib(L, functions);
   lua_pushstring(L, fm_version());
   lua_setfield(L, -2, "version");

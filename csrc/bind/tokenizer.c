@@ -17,8 +17,9 @@ int fm_bind_tokenizer(lua_State *L) {
 
 static int k_close(lua_State *L) {
   fm_handle *h = luaL_checkudata(L, 1, FM_CTOKENIZER);
+  fm_grammars_free(h->extra);
   fm_tokenizer_free(h->p);
-  h->p = NULL;
+  h->p = h->extra = NULL;
   return 0;
 }
 

@@ -97,10 +97,25 @@ function schema.check(v)
   return type(v) == "table" or type(v) == "string", "a table of fields, a JSON Schema or a word like \"string\""
 end
 
+local lists = { required = true, enum = true, type = true, anyOf = true, oneOf = true, allOf = true, prefixItems = true,
+                examples = true }
+local data = { enum = true, const = true, default = true, examples = true }
+
+-- A copy in which empty tables are objects or lists, as their place wants: Lua's {} does not tell.
+local function dressed(t, key, depth)
+  if type(t) ~= "table" or t == json.null or data[key] then return t end
+  if depth > 100 then error("nested too deeply, or in a circle", 0) end
+  local copy = {}
+  for k, v in pairs(t) do copy[k] = dressed(v, k, depth + 1) end
+  local mt = getmetatable(t)
+  if next(t) == nil and not (mt and mt.__jsontype) then mt = getmetatable(lists[key] and json.array {} or json.object {}) end
+  return setmetatable(copy, mt)
+end
+
 --- The text that the core reads. A string that is no word is such a text already.
 function schema.text(what)
   if type(what) == "string" and not words[what] then return what end
-  local ok, text = pcall(json.encode, to_schema(what))
+  local ok, text = pcall(function() return json.encode(dressed(to_schema(what), nil, 0)) end)
   if not ok then options.raise("schema: " .. tostring(text)) end
   return text
 end
