@@ -1,10 +1,11 @@
 /*
 ** mask.h - which tokens may come next: places of an automaton -> one bit a token.
 **
-** Places on one stack are looked at together, as if nothing were below the topmost frame: the tokens that stay above it depend on
-** the places alone, so that they are found once by a walk over the whole trie and kept (a sheet). Tokens that end the frame in
-** their middle are few; where they leave it is kept too, and from there each mask walks on by what really stands below.
-** The walks run on a deterministic automaton whose states are made when first met.
+** Places on one stack are looked at together, as if nothing were below the topmost frames: the tokens that stay above depend on
+** the places alone, so that they are found once by a walk over the whole trie and kept (a sheet). Tokens that end the frames in
+** their middle are few; where they leave is kept too, and from there each mask walks on by what really stands below.
+** The walks run on a deterministic automaton whose states are made when first met. Strings that may have so and so many
+** characters share the sheet of those without bounds: tokens of plain characters are told by how many they have.
 ** Owner: fm_masks owns its sheets and states; rules and trie must outlive it.
 */
 #ifndef FM_RUN_MASK_H

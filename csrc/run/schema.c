@@ -136,12 +136,19 @@ int32_t fm_schema_any(fm_schema *w, int64_t depth, int32_t next) {
 
 /* ---- arrays ---------------------------------------------------------------------------------------------- */
 
-/* first and more are bodies of repetitions: nodes up to their end. */
+/* Nodes up to their end, and then next. */
+static int32_t once(fm_schema *w, int32_t body, int32_t next) {
+  int32_t rule = fm_rules_add(w->r, w->path, strlen(w->path));
+  if (w->r->status == FM_OK) w->r->rule[rule].start = body;
+  return fm_rules_call(w->r, rule, next);
+}
+
+/* first and more are nodes up to their end. */
 static int32_t listed(fm_schema *w, int32_t first, int32_t more, int64_t min, int64_t max, int32_t next) {
   if (max == 0) return min == 0 ? next : FM_FAIL;
   int64_t rest = max == FM_MANY ? FM_MANY : max - 1;
   int32_t tail = fm_rules_loop(w->r, comma(w, more), min > 0 ? min - 1 : 0, rest, next);
-  int32_t node = fm_rules_loop(w->r, first, 1, 1, tail);
+  int32_t node = once(w, first, tail);
   return min == 0 ? fm_rules_split(w->r, next, node) : node;
 }
 

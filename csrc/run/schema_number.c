@@ -30,10 +30,10 @@ static int32_t many_digits(fm_schema *w, int min, int max, int32_t next) {
 
 static int32_t literal(fm_schema *w, const char *s, int32_t next) { return fm_rules_literal(w->r, s, strlen(s), next); }
 
-/* -? (0 | [1-9] [0-9]{0,14}) */
-static int32_t whole_number(fm_schema *w, int32_t next) {
-  int32_t big = digits(w, 1, 9, many_digits(w, 0, DIGITS - 1, next));
-  return fm_rules_split(w->r, literal(w, "-", big), fm_rules_split(w->r, literal(w, "0", next), big));
+/* -? (0 | [1-9] [0-9]{0,14}), but an integer is no -0 */
+static int32_t whole_number(fm_schema *w, bool integer, int32_t next) {
+  int32_t big = digits(w, 1, 9, many_digits(w, 0, DIGITS - 1, next)), any = fm_rules_split(w->r, literal(w, "0", next), big);
+  return fm_rules_split(w->r, literal(w, "-", integer ? big : any), any);
 }
 
 /* ([.] [0-9]{1,15})? ([eE] [+-]? [0-9]{1,2})? */
@@ -160,7 +160,7 @@ static int32_t lower_half(fm_schema *w, const limits *l, bool integer, int32_t n
 
 int32_t fm_schema_number(fm_schema *w, const fm_json *schema, bool integer, int32_t next) {
   limits l = limits_of(w, schema);
-  if (!l.has_lo && !l.has_hi) return whole_number(w, integer ? next : fraction(w, next));
+  if (!l.has_lo && !l.has_hi) return whole_number(w, integer, integer ? next : fraction(w, next));
   if (l.has_lo && l.has_hi && l.lo > l.hi) return fm_schema_refuse(w, FM_EFORMAT, "no number is within the bounds");
   if (l.has_lo && l.lo >= 1e15) return fm_schema_refuse(w, FM_EUNSUPPORTED, "a bound of more than 15 digits");
   return fm_rules_split(w->r, upper_half(w, &l, integer, next), lower_half(w, &l, integer, next));

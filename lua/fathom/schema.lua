@@ -105,8 +105,8 @@ local data = { enum = true, const = true, default = true, examples = true }
 local function dressed(t, key, depth)
   if type(t) ~= "table" or t == json.null or data[key] then return t end
   if depth > 100 then error("nested too deeply, or in a circle", 0) end
-  local copy = {}
-  for k, v in pairs(t) do copy[k] = dressed(v, k, depth + 1) end
+  local copy, named = {}, key == "properties" or key == "$defs" or key == "definitions"
+  for k, v in pairs(t) do copy[k] = dressed(v, not named and k or nil, depth + 1) end
   local mt = getmetatable(t)
   if next(t) == nil and not (mt and mt.__jsontype) then mt = getmetatable(lists[key] and json.array {} or json.object {}) end
   return setmetatable(copy, mt)
