@@ -68,9 +68,11 @@ $(BUILD)/data/tokenizers/%/tokenizer.json: spec/data/tokenizers/%/tokenizer.json
 	@mkdir -p $(@D)
 	xz -dc $< > $@.part && mv $@.part $@
 	cp spec/data/tokenizers/$*/tokenizer_config.json $(@D)/
-$(BUILD)/fuzz/%: spec/fuzz/%.c $(wildcard csrc/*/*.h csrc/base/*.c csrc/io/*.c)
+# what the parsers need: no model, no device
+FUZZED  = $(wildcard csrc/base/*.c csrc/io/*.c csrc/run/schema*.c) $(patsubst %,csrc/run/%.c,rules gbnf automaton)
+$(BUILD)/fuzz/%: spec/fuzz/%.c $(wildcard spec/fuzz/*.h csrc/*/*.h) $(FUZZED)
 	@mkdir -p $(@D)
-	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< $(wildcard csrc/base/*.c csrc/io/*.c) $(LIBS)
+	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< $(FUZZED) $(LIBS)
 $(BUILD)/fuzz/store_fuzz: spec/fuzz/store_fuzz.c $(wildcard csrc/*/*.[ch])
 	@mkdir -p $(@D)
 	$(CLANG) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< \
@@ -104,12 +106,13 @@ fuzz: $(FUZZERS)           ## each parser for FUZZ_SECONDS (clang)
 	@for f in $(FUZZERS); do n=$$(basename $$f); mkdir -p $(BUILD)/fuzz/corpus/$$n; \
 	  echo "== $$n, $(FUZZ_SECONDS) s"; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 \
 	  $(BUILD)/fuzz/corpus/$$n $$(ls -d spec/fuzz/corpus/$$n 2>/dev/null) >$(BUILD)/fuzz/$$n.log 2>&1 || { tail -40 $(BUILD)/fuzz/$$n.log; exit 1; }; done
-bench: all $(BUILD)/roofline   ## speed beside what this machine can do
+bench: all $(BUILD)/roofline $(TOKENIZERS)   ## speed beside what this machine can do
 	@sh .ci/deps.sh build
 	$(BUILD)/roofline bf16
 	$(BUILD)/roofline f8
 	$(LUA) lua/bin/fathom bench
 	$(LUA) examples/bench/pocket_tasks.lua
+	$(LUA) examples/bench/grammar.lua
 bench-gpu: all $(BUILD)/gpu $(BUILD)/grouped   ## one GPU: kernels beside its own ceilings, the whole model, transformers
 	$(BUILD)/gpu bf16
 	$(BUILD)/gpu f8

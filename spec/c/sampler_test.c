@@ -171,6 +171,46 @@ static void test_noise_key(void) {
   check(same_sample < 250 && same_pos < 250, "another sample or another index draws anew");
 }
 
+static void test_mask(void) {
+  fm_generate_options o = fm_generate_options_default();
+  static int32_t none[1];
+  uint64_t mask = 1ull << 5 | 1ull << 9 | 1ull << 30 | 1ull << 39;
+  double p[V], kept[V] = { 0 }, sum = 0;
+  softmax(p, 1);
+  for (int i = 0; i < V; i++) sum += mask >> i & 1 ? p[i] : 0;
+  int count[V] = { 0 };
+  for (int i = 0; i < N / 10; i++) count[fm_sampler_draw(sampler, &o, logits, (fm_history){ none, i, i }, &mask, false).id]++;
+  double worst = 0;
+  for (int i = 0; i < V; i++) {
+    kept[i] = mask >> i & 1 ? p[i] / sum : 0;
+    // five sigmas of a share among N / 10
+    worst = fmax(worst, fabs(count[i] * 10.0 / N - kept[i]) - 5 * sqrt(kept[i] * (1 - kept[i]) * 10 / N));
+  }
+  check(worst <= 0, "a mask draws from the softmax over its own ids");
+  o.temperature = 0;
+  fm_draw d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3 }, &mask, true);
+  int best = 5;
+  for (int i = 0; i < V; i++)
+    if (mask >> i & 1 && logits[i] > logits[best]) best = i;
+  check(d.id == best && fabs(exp((double)d.logprob) - p[best]) < 1e-4, "greedy takes the mask's best, and logprob stays the raw one");
+  o.logit_bias = (fm_logit_bias[]){ { 5, -INFINITY }, { 9, -INFINITY }, { 30, -INFINITY }, { 39, -INFINITY } };
+  o.n_logit_bias = 4;
+  o.temperature = 1;
+  d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3 }, &mask, false);
+  check(d.id >= 0 && mask >> d.id & 1, "nothing outside the mask is drawn, even where its ids are forbidden");
+  o.n_logit_bias = 0;
+  o.repeat_penalty = 1.3f;
+  int32_t seen[] = { 9, 7, 30 };
+  bool inside = true;
+  for (int i = 0; i < 500; i++) {
+    o.seed = (uint64_t)i;
+    inside &= mask >> fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0 }, &mask, false).id & 1;
+  }
+  check(inside, "penalties do not leave the mask");
+  mask = 0;
+  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0 }, &mask, false).id == -1, "an empty mask draws nothing");
+}
+
 int main(void) {
   fm_error err;
   if (fm_sampler_new(&sampler, V, V, &err) != FM_OK) return 1;
@@ -180,6 +220,7 @@ int main(void) {
   test_filters();
   test_noise_key();
   test_greedy();
+  test_mask();
   fm_sampler_free(sampler);
   return failed != 0;
 }
