@@ -8,13 +8,17 @@ local json = require "fathom.json"
 
 local model <close> = assert(fathom.load(fathom.pocket))
 
--- A value instead of text: the model thinks as it likes, then its answer is kept to the schema, token by token.
+-- A grammar in llama.cpp's notation. The model thinks as it likes; behind its thoughts nothing else can be sampled.
 local chat <close> = assert(model:session { seed = 1, temperature = 0 })
 local question = "Ella has 24 pears. She buys 4 bags with 12 pears each. She gives 15 to Tom. How many pears does Ella have now?"
-local value, result = chat:json(question, { schema = fathom.int(0, 1000) })
+local steps = [[
+  root   ::= (step "\n"){1,4} "\\boxed{" number "}"
+  step   ::= number " " [-+*/] " " number " = " number
+  number ::= [0-9]{1,4}]]
+local result = assert(chat:ask(question, { grammar = steps }):wait())
 print("> " .. question)
-print("  it thinks: " .. result.think:gsub("\n", "; "))
-print(("  the value: %d (%s)"):format(value, math.type(value)))
+print("  it thinks:  " .. result.think:gsub("\n", "; "))
+print("  it answers: " .. result.answer:gsub("\n", "; "))
 
 -- Tables of fields, words, bounds and choices; fields come in sorted order. Pocket is far too small to fill this in with
 -- sense, but what it says has the form that was asked for.
@@ -25,9 +29,9 @@ for seed = 1, 3 do
   print("quest " .. seed .. ": " .. json.encode(made))
 end
 
--- A verdict out of three: a grammar in llama.cpp's notation. No other reply can be sampled.
+-- A verdict out of three.
 local verdict = 'root ::= "[[A]]" | "[[B]]" | "[[C]]"'
-local judged = assert(model:generate({ { role = "user", content = [[
+local judged = assert(model:generate({ { role = "user", content = [=[
 Which answer is better?
 
 Question: What is 8 + 5?
@@ -40,12 +44,13 @@ Answer B:
 8 + 5 = 14
 \boxed{14}
 
-End with [[A]], [[B]] or [[C]] for a tie.]] } }, { grammar = verdict, temperature = 0 }))
+End with [[A]], [[B]] or [[C]] for a tie.]=] } }, { grammar = verdict, temperature = 0 }))
 print("verdict: " .. judged.answer)
 
 -- Little room: the document is steered to its shortest close. No room at all: nil and why.
 local short = assert(model:session { seed = 5 })
-print("in 40 tokens: " .. json.encode(assert(short:json("Hello!", { schema = { story = "string", done = "boolean" }, max_tokens = 40 }))))
+local told = assert(short:json("Hello!", { schema = { story = "string", done = "boolean" }, max_tokens = 40 }))
+print("in 40 tokens: " .. json.encode(told))
 local _, err = short:json("Hello!", { schema = quest, max_tokens = 8 })
 print("in 8 tokens: " .. err.code .. ", " .. err.message)
 short:close()

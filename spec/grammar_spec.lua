@@ -369,7 +369,8 @@ describe("a guide over a vocabulary", function()
   end)
 
   it("reads what the notation allows", function()
-    local text = "# a comment\nroot ::= (\n  \"a\" |  # another\n  [^b-z\\n] ) tail?\n  | \"q\"\ntail ::= .{2} \"\\x41\\u00e9\\\"\" [a\\-]+\n"
+    local text = "# a comment\nroot ::= (\n  \"a\" |  # another\n  [^b-z\\n] ) tail?\n  | \"q\"\n"
+      .. "tail ::= .{2} \"\\x41\\u00e9\\\"\" [a\\-]+\n"
     for _, good in ipairs { "a", "q", "A", "é", "axyAé\"a-a" } do
       local guide = assert(core.guide(tok, { grammar = text }))
       for _, id in ipairs(tok:encode(good, false)) do assert(guide:take(id)) end
@@ -464,7 +465,8 @@ local function tiny_tokenizer()
                           "name", "}}", "],", "00", "-1", "e+", "\\u00" } do
     add(word)
   end
-  return json.encode { added_tokens = json.array { { id = 0, content = "<s>", special = true }, { id = 1, content = "</s>", special = true },
+  return json.encode { added_tokens = json.array {
+                         { id = 0, content = "<s>", special = true }, { id = 1, content = "</s>", special = true },
                          { id = 510, content = "<think>", special = true }, { id = 511, content = "</think>", special = true } },
                        pre_tokenizer = { type = "ByteLevel", add_prefix_space = false, use_regex = false },
                        decoder = { type = "ByteLevel" },
