@@ -593,6 +593,7 @@ describe("sessions with schemas", function()
     end
     raises("either", function() s:ask("x", { schema = {}, grammar = "root ::= \"a\"" }) end)
     raises("stop", function() s:ask("x", { schema = {}, stop = "}" }) end)
+    raises("stop_ids", function() s:ask("x", { grammar = "root ::= \"a\"", stop_ids = { 5 } }) end)
     raises("schema", function() s:ask("x", { schema = 7 }) end)
     raises("grammar", function() s:ask("x", { grammar = {} }) end)
     raises("grammar", function() s:json("x", { grammar = "root ::= \"a\"" }) end)

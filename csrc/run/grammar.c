@@ -8,7 +8,7 @@
 #include "run/close.h"
 
 enum {
-  KEPT = 16,                             /* grammars that stay compiled when no guide uses them */
+  KEPT = 8,                              /* grammars that stay compiled when no guide uses them */
   TRIES = 8,                             /* draws that would not fit before the shortest close is taken */
   JSON_NESTING = 128, MAX_NESTING = 4096 /* rules inside rules before it is taken: readers of JSON have limits as well */
 };

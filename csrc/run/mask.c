@@ -6,8 +6,9 @@
 #include <string.h>
 
 enum {
-  MAX_STATES = 1 << 14,                  /* then everything is forgotten and found again */
-  MAX_SHEET_BYTES = 64 << 20,
+  MAX_STATES = 1 << 13, MAX_PLACES = 1 << 20,      /* then everything is forgotten and found again */
+  MAX_SHEET_BYTES = 8 << 20,
+  TOO_MANY_PLACES = 1 << 23,             /* in one mask: 64 MiB */
   BIG = 1024,                            /* nodes under a node from which it pays to look at them as one */
   CONTEXT = 4                            /* frames looked at together */
 };
@@ -103,6 +104,7 @@ static fm_status room_for_state(fm_masks *k, int64_t n_places) {
 static fm_status intern(fm_masks *k, const fm_places *p, int32_t *out) {
   *out = 0;
   if (!p->n) return FM_OK;
+  if (k->n_places > TOO_MANY_PLACES) return fm_fail(&k->x.err, FM_ELIMIT, "the grammar is too ambiguous");
   TRY(room_for_state(k, p->n));
   int32_t *slot = find(k, p->at, p->n);
   if (!*slot) {
@@ -458,7 +460,7 @@ static void fill_group(fm_masks *k, const group *g, uint64_t *bits) {
 
 fm_status fm_masks_fill(fm_masks *k, const fm_machine *x, const fm_places *now, uint64_t *bits, fm_error *err) {
   k->status = FM_OK;
-  if (k->n_states > MAX_STATES || k->sheet_bytes > MAX_SHEET_BYTES) forget(k);
+  if (k->n_states > MAX_STATES || k->n_places > MAX_PLACES || k->sheet_bytes > MAX_SHEET_BYTES) forget(k);
   memset(bits, 0, (size_t)k->n_words * 8);
   for (int64_t i = 0, j; i < now->n && k->status == FM_OK; i = j) {
     for (j = i + 1; j < now->n && now->at[j].stack == now->at[i].stack;) j++;

@@ -119,8 +119,9 @@ function engine:check_options(what, o)
   end
   if o.tools then tools.check(what, o.tools) end
   if o.schema and o.grammar then options.raise(what .. ": a reply follows either a schema or a grammar, not both") end
-  if o.stop and (o.schema or o.grammar) then
-    options.raise(what .. ": option 'stop' would cut a document: it does not go with schema or grammar")
+  local cuts = o.stop and "stop" or o.stop_ids and "stop_ids"
+  if cuts and (o.schema or o.grammar) then
+    options.raise(("%s: option '%s' would cut a document: it does not go with schema or grammar"):format(what, cuts))
   end
   local size = self.core:vocab_size()
   for id in pairs(o.logit_bias or {}) do
