@@ -53,6 +53,14 @@ function helper.safetensors(path)
   return tensors
 end
 
+--- The text of a safetensors file with the bytes of one tensor from its element `first` (0-based) on replaced.
+function helper.plant(text, name, first, bytes)
+  local size = string.unpack("<I8", text)
+  local t = assert(json.decode(text:sub(9, 8 + size)))[name] or error("no tensor " .. name)
+  local at = 8 + size + t.data_offsets[1] + first * #bytes
+  return text:sub(1, at) .. bytes .. text:sub(at + #bytes + 1)
+end
+
 --- Text of a safetensors file from a list of { name, dtype, shape, bytes }.
 function helper.pack_safetensors(list)
   local parts, at, data = {}, 0, {}

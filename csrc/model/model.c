@@ -4,6 +4,7 @@
 #include "model/model.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 static void fill_tables(float *cos_to, float *sin_to, const fm_config *g, int64_t n, int64_t half, double *freq) {
@@ -145,8 +146,17 @@ static fm_status finish(fm_pass *p) {
   return p->rule ? c->ops->draw(c, p->drawn, p->logits, p->rule, p->n_logits, v, p->net->n_valid) : FM_OK;
 }
 
+/* Debug: what the operations that follow belong to. */
+static void say_where(fm_pass *p, const char *what) {
+  fm_ctx *c = p->net->c;
+  if (!c->debug) return;
+  if (what) snprintf(c->where, sizeof c->where, "%s%s", p->mtp ? "the MTP module's " : "the ", what);
+  else snprintf(c->where, sizeof c->where, "layer %lld", (long long)p->layer);
+}
+
 static fm_status layer(fm_pass *p) {
   fm_ctx *c = p->net->c;
+  say_where(p, p->layer == p->n_layers ? "head" : NULL);
   fm_scratch_mark mark = fm_scratch_here(c);
   c->ops->enter(c->dev);
   fm_status status = p->layer == p->n_layers ? finish(p) : block(p, &p->net->w->layer[p->layer]);
@@ -159,6 +169,7 @@ static fm_status layer(fm_pass *p) {
 static fm_status embed(fm_pass *p, const float *h) {
   fm_ctx *c = p->net->c;
   fm_scratch_mark mark = fm_scratch_here(c);
+  say_where(p, "input");
   fm_status status = p->mtp ? fm_mtp_join(p, h) : fm_op_embed(c, p->x, &p->net->w->embed, p->ids, p->n);
   fm_scratch_back(c, mark);
   return status;
@@ -206,7 +217,7 @@ static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
   TRY(fm_scratch_int(c, &p->drawn, p->n_logits));
   TRY(stage(p, segs, n_segs, c->ops->draw ? rule : NULL));
   if (p->mtp) TRY(gather_states(p, segs, n_segs, &h));
-  return c->ops->record && c->generated ? recorded(p, h, slab) : embed(p, h);
+  return c->ops->record && c->generated && !c->debug ? recorded(p, h, slab) : embed(p, h);
 }
 
 fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, bool mtp, const fm_draw_rule *rule) {

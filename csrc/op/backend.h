@@ -31,6 +31,8 @@ typedef struct fm_ctx {
   int64_t slab_size, slab_used;
   fm_dtype arithmetic;                   /* of matrix products: F32, BF16 or F8_E4M3 */
   bool generated;                        /* the rows of this pass were sampled: few, and paid for by bytes of weights */
+  bool debug;                            /* after every operation its results are looked through for what is not a number */
+  char where[32];                        /* debug: what is being computed, "layer 3" */
   fm_error err;
 } fm_ctx;
 

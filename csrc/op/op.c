@@ -3,6 +3,8 @@
 */
 #include "op/op.h"
 
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -13,8 +15,8 @@
 fm_status fm_ctx_open(fm_ctx *c, const char *device, int threads, fm_error *err) {
   const fm_backend *ops = NULL;
   int index = 0;
-  *c = (fm_ctx){ 0 };
-  c->arithmetic = FM_F32;
+  const char *debug = getenv("FATHOM_DEBUG");
+  *c = (fm_ctx){ .arithmetic = FM_F32, .debug = debug && strcmp(debug, "nan") == 0 };
   if (!device || strcmp(device, "auto") == 0) device = getenv("FATHOM_DEVICE");
   if (!device || !*device || strcmp(device, "auto") == 0) {    // the GPU when there is one that works
     fm_error why;
@@ -107,6 +109,29 @@ fm_status fm_scratch_int(fm_ctx *c, int32_t **out, int64_t n) {
 #define CHECK(cond, ...) do { if (!(cond)) return fm_fail(&c->err, FM_EINVAL, __VA_ARGS__); } while (0)
 #define LL(x) ((long long)(x))
 
+/* Debug: the first of the rows (n, dim), ld apart, with something in it that is no number. They start at row `first` of the pass. */
+static fm_status look(fm_ctx *c, const char *op, const float *x, int64_t ld, int64_t first, int64_t n, int64_t dim) {
+  float *host;
+  if (!c->debug || n == 0) return FM_OK;
+  fm_mark mark = fm_arena_mark(&c->arena);
+  TRY(fm_to_host(c, &host, x, 1, (n - 1) * ld + dim));
+  int64_t i = 0;
+  while (i < n * dim && isfinite(host[i / dim * ld + i % dim])) i++;
+  bool none = i < n * dim && isnan(host[i / dim * ld + i % dim]);
+  fm_arena_release(&c->arena, mark);
+  if (i == n * dim) return FM_OK;
+  fm_fail(&c->err, FM_EFORMAT, "%s%s%s: row %lld is %s, from element %lld of %lld on", c->where, c->where[0] ? ", " : "", op,
+          LL(first + i / dim), none ? "not a number" : "infinite", LL(i % dim), LL(dim));
+  return fm_hint(&c->err, FM_EFORMAT, "verify = true reads every weight for NaN and infinity");
+}
+
+/* The same for the rows of all spans. */
+static fm_status look_spans(fm_ctx *c, const char *op, const fm_attn *a, int64_t dim) {
+  for (int64_t i = 0; c->debug && i < a->n_spans; i++)
+    TRY(look(c, op, a->out + a->span[i].row * a->ldo, a->ldo, a->span[i].row, a->span[i].n, dim));
+  return FM_OK;
+}
+
 static fm_status check_mat(fm_ctx *c, const char *op, const fm_mat *m) {
   CHECK(m && m->data && m->rows >= 0 && m->cols > 0, "%s: no weight", op);
   CHECK(m->dtype <= FM_F8_E4M3, "%s: weights of dtype %s", op, fm_dtype_name(m->dtype));
@@ -119,14 +144,16 @@ fm_status fm_op_embed(fm_ctx *c, float *out, const fm_mat *table, const int32_t 
   CHECK(n >= 0 && (n == 0 || (out && id)), "embed: %lld ids", LL(n));
   for (int64_t i = 0; i < n; i++)
     CHECK(id[i] >= 0 && id[i] < table->rows, "embed: id %d of %lld", id[i], LL(table->rows));
-  return c->ops->embed(c, out, table, id, n);
+  TRY(c->ops->embed(c, out, table, id, n));
+  return look(c, "embed", out, table->cols, 0, n, table->cols);
 }
 
 fm_status fm_op_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, int64_t ldx, const float *w, int64_t n,
                          int64_t dim, float eps) {
   CHECK(n >= 0 && dim > 0 && ldo >= dim && ldx >= dim && out && x && w,
         "rms_norm: (%lld, %lld), ld %lld, %lld", LL(n), LL(dim), LL(ldo), LL(ldx));
-  return c->ops->rms_norm(c, out, ldo, x, ldx, w, n, dim, eps);
+  TRY(c->ops->rms_norm(c, out, ldo, x, ldx, w, n, dim, eps));
+  return look(c, "rms_norm", out, ldo, 0, n, dim);
 }
 
 fm_status fm_op_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
@@ -137,7 +164,13 @@ fm_status fm_op_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
           "matmul: x (%lld, ld %lld), weight (%lld, %lld), out ld %lld", LL(mm[i].n), LL(mm[i].ldx),
           LL(mm[i].w->rows), LL(mm[i].w->cols), LL(mm[i].ldo));
   }
-  return c->ops->matmul(c, mm, n_mm);
+  TRY(c->ops->matmul(c, mm, n_mm));
+  for (int64_t i = 0; c->debug && i < n_mm; i++) {
+    char name[64];
+    snprintf(name, sizeof name, "matmul of (%lld, %lld)", LL(mm[i].w->rows), LL(mm[i].w->cols));
+    TRY(look(c, name, mm[i].out, mm[i].ldo, 0, mm[i].n, mm[i].w->rows));
+  }
+  return FM_OK;
 }
 
 static fm_status check_rope(fm_ctx *c, const fm_rope *r) {
@@ -151,7 +184,8 @@ fm_status fm_op_rope(fm_ctx *c, float *x, int64_t ldx, int64_t n_heads, int64_t 
   CHECK(n >= 0 && r->dim > 0 && stride >= r->dim && n_heads > 0 && ldx >= (n_heads - 1) * stride + r->dim && x,
         "rope: %lld x %lld heads of dim %lld, stride %lld, ld %lld", LL(n), LL(n_heads), LL(r->dim), LL(stride),
         LL(ldx));
-  return c->ops->rope(c, x, ldx, n_heads, stride, n, r);
+  TRY(c->ops->rope(c, x, ldx, n_heads, stride, n, r));
+  return look(c, "rope", x, ldx, 0, n, (n_heads - 1) * stride + r->dim);
 }
 
 static fm_status check_spans(fm_ctx *c, const char *op, const fm_cache *k, const fm_span *span, int64_t n) {
@@ -206,17 +240,21 @@ fm_status fm_op_mla_store(fm_ctx *c, const fm_attn *a, float *q, float *kv, cons
         a->cache->width == a->rank + a->rope && is_latent(a) && a->ldq >= a->n_heads * (a->nope + a->rope),
         "mla_store: %lld heads of %lld + %lld, cache width %lld", LL(a->n_heads), LL(a->nope), LL(a->rope),
         LL(a->cache->width));
-  return c->ops->mla_store(c, a, q, kv, norm, eps, n, r);
+  TRY(c->ops->mla_store(c, a, q, kv, norm, eps, n, r));
+  TRY(look(c, "mla_store, latent", kv, a->rank + a->rope, 0, n, a->rank + a->rope));
+  return look(c, "mla_store, queries", q, a->ldq, 0, n, a->n_heads * (a->nope + a->rope));
 }
 
 fm_status fm_op_mla_prompt(fm_ctx *c, const fm_attn *a) {
   TRY(check_mla(c, "mla_prompt", a));
-  return c->ops->mla_prompt(c, a);
+  TRY(c->ops->mla_prompt(c, a));
+  return look_spans(c, "mla_prompt", a, a->n_heads * a->v_head_dim);
 }
 
 fm_status fm_op_mla_decode(fm_ctx *c, const fm_attn *a) {
   TRY(check_mla(c, "mla_decode", a));
-  return c->ops->mla_decode(c, a);
+  TRY(c->ops->mla_decode(c, a));
+  return look_spans(c, "mla_decode", a, a->n_heads * a->v_head_dim);
 }
 
 fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a) {
@@ -227,7 +265,8 @@ fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a) {
         a->cache->width == 2 * a->n_kv_heads * a->nope,
         "gqa: %lld heads, %lld of keys, head_dim %lld, cache width %lld", LL(a->n_heads), LL(a->n_kv_heads),
         LL(a->nope), LL(a->cache->width));
-  return c->ops->gqa(c, a);
+  TRY(c->ops->gqa(c, a));
+  return look_spans(c, "gqa", a, a->n_heads * a->nope);
 }
 
 fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
@@ -236,7 +275,8 @@ fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const flo
   CHECK(r->top_k > 0 && r->top_k <= r->n_experts &&
         (r->n_group <= 1 || (r->n_experts % r->n_group == 0 && r->topk_group > 0)),
         "route: %lld of %lld experts in %lld groups", LL(r->top_k), LL(r->n_experts), LL(r->n_group));
-  return c->ops->route(c, topk_id, topk_weight, logits, bias, r, n);
+  TRY(c->ops->route(c, topk_id, topk_weight, logits, bias, r, n));
+  return look(c, "route", topk_weight, r->top_k, 0, n, r->top_k);
 }
 
 fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
@@ -245,5 +285,6 @@ fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *to
         (out != x || e->norm),
         "experts: %lld rows, %lld of %lld experts", LL(n), LL(e->top_k), LL(e->n_experts));
   CHECK(n == 0 || (out && x && topk_id && topk_weight && e->gate && e->up && e->down), "experts: a NULL");
-  return c->ops->experts(c, out, x, topk_id, topk_weight, e, n);
+  TRY(c->ops->experts(c, out, x, topk_id, topk_weight, e, n));
+  return look(c, "experts", out, e->hidden_size, 0, n, e->hidden_size);
 }

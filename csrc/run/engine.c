@@ -231,6 +231,7 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   m->budget = l->s.budget;
   m->pace.accept = 0.5;
   m->c.arithmetic = l->s.arithmetic;
+  m->c.debug |= o->debug;
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
   TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, &l->total, err));
   return open_tokenizer(m, err);

@@ -12,7 +12,8 @@ local is = options.is
 local known = {
   device = is.one_of(is.string, is.table), parallel = is.one_of(is.word "auto", is.table),
   dtype = is.word("auto", "f32", "bf16", "fp8"), cache_dtype = is.word("auto", "bf16", "fp8", "f32"),
-  ctx = is.count(1), seqs = is.count(1, 65536), threads = is.count(1, 1024), verify = is.boolean, deterministic = is.boolean,
+  ctx = is.count(1), seqs = is.count(1, 65536), threads = is.count(1, 1024), verify = is.boolean, debug = is.boolean,
+  deterministic = is.boolean,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), progress = is.callable,
   chunk = is.count(1), budget = is.count(1), cache_bytes = is.count(1), prefix_cache = is.one_of(is.boolean, is.count(0)),
 }
@@ -20,7 +21,7 @@ local known = {
 local parallel_known = { tp = is.count(1), dp = is.count(1), pp = is.count(1), ep = is.count(1) }
 
 local plan_known = sampling.merge({}, known)
-plan_known.progress, plan_known.verify = nil, nil
+plan_known.progress, plan_known.verify, plan_known.debug = nil, nil, nil
 
 -- ---- devices ---------------------------------------------------------------------------------------------
 
@@ -52,7 +53,7 @@ local function core_options(what, o)
     end
   end
   return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, ctx = math.tointeger(o.ctx),
-           seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), verify = o.verify,
+           seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), verify = o.verify, debug = o.debug,
            mtp = sampling.drafts(o.mtp), chunk = math.tointeger(o.chunk), budget = math.tointeger(o.budget),
            cache_bytes = math.tointeger(o.cache_bytes), prefix_bytes = prefix_bytes(o.prefix_cache) }
 end
@@ -137,7 +138,8 @@ end
 --- Loads a model.
 -- @param dir string      a folder with config.json, safetensors and (mostly) tokenizer.json
 -- @param opts table|nil  device dtype cache_dtype ctx seqs threads mtp verify parallel deterministic;
---   progress(done_bytes, total_bytes), which returns false to stop; prefix_cache (true, false, or bytes that common
+--   debug (the first operation that makes a NaN fails by name; slow); progress(done_bytes, total_bytes), which returns
+--   false to stop; prefix_cache (true, false, or bytes that common
 --   prefixes may keep), cache_bytes (of the whole cache; default seqs * ctx tokens), chunk and budget (tokens of a pass of
 --   prompts: of one of them, of all)
 -- @return model, or nil, err
