@@ -58,6 +58,10 @@ $(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 	@ln -sf ../fathom_cuda.so $(@D)/fathom_cuda.so
+# a device for specs, found beside the module and beside the C tests
+$(BUILD)/fathom_apart.so: spec/device/apart.c $(BUILD)/libfathom.a
+	$(CC) $(CFLAGS) -shared -Wl,--exclude-libs,ALL -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+	@mkdir -p $(BUILD)/test && ln -sf ../fathom_apart.so $(BUILD)/test/fathom_apart.so
 $(BUILD)/generate: examples/host_c/generate.c $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/roofline $(BUILD)/gpu: $(BUILD)/%: examples/bench/%.c examples/bench/v2lite.h $(BUILD)/libfathom.a
@@ -86,7 +90,7 @@ demo: deps                 ## build, then show the main job on the model that co
 test:                      ## build and run every spec and C test
 	@sh .ci/deps.sh build test
 	@$(MAKE) --no-print-directory -s run-tests
-run-tests: all $(CTESTS) $(TOKENIZERS) $(BUILD)/generate
+run-tests: all $(CTESTS) $(TOKENIZERS) $(BUILD)/generate $(BUILD)/fathom_apart.so
 	$(LUA) spec/run.lua $(CTESTS)
 lint:                      ## warnings of two compilers as errors, luacheck
 	@sh .ci/deps.sh build lint
