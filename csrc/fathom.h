@@ -87,6 +87,7 @@ typedef struct fm_load_options {
   const char *device;       /* "auto", "cpu" (NULL: auto) */
   const char *dtype;        /* arithmetic: "auto", "f32" */
   const char *cache_dtype;  /* "auto", "f32", "bf16", "fp8": MLA's latent in tiles of 128 with a scale */
+  const char *experts;      /* where routed experts are kept and computed: "auto" (with the rest), "host" (by the CPU, from the mapping) */
   int64_t ctx;              /* tokens per sequence; 0: min(max_position_embeddings, 4096) */
   int64_t seqs;             /* sequences at once, others wait; 0: 4 */
   int threads;              /* 0: one per core; 1: no threads are made */
@@ -105,6 +106,8 @@ typedef struct fm_plan {
   int64_t ctx, seqs, max_ctx;
   int64_t memory, free_memory;       /* bytes the device has, and has left */
   const char *device;
+  int64_t host_weights;              /* of weights: experts that stay in host memory while the rest is on a device of its own */
+  int64_t host_memory, host_free;    /* 0 unless there are any */
 } fm_plan;
 
 FM_API fm_load_options fm_load_options_default(void);
@@ -156,7 +159,7 @@ typedef struct fm_stats {
   int64_t prompt_tokens, generated_tokens, steps, drafted, accepted;
   int64_t set_back;                        /* tasks that had to wait again because pages ran out */
   int64_t pages, pages_used, page_tokens, prefix_pages;
-  int64_t weight_bytes, cache_bytes, scratch_bytes;
+  int64_t weight_bytes, cache_bytes, scratch_bytes, host_weight_bytes;   /* host: of weight_bytes, experts in host memory */
   double overshoot_ms, max_overshoot_ms;   /* of fm_model_step over its ms: last, worst */
 } fm_stats;
 FM_API fm_stats fm_model_stats(const fm_model *m);

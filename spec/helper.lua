@@ -37,6 +37,17 @@ function helper.copy(from, to)
   helper.write(to, helper.read(from))
 end
 
+--- What a script prints in a process of its own, with variables like "A=1 B=2" around it.
+function helper.script(env, text)
+  local name = os.tmpname()
+  helper.write(name, text)
+  local pipe = assert(io.popen(("env %s %s %s 2>&1"):format(env, os.getenv "LUA" or "lua5.4", name)))
+  local out = pipe:read "a"
+  pipe:close()
+  os.remove(name)
+  return out
+end
+
 --- A safetensors file: name -> { shape=, dtype=, get(i) } over F32 and I32 (0-based flat index).
 function helper.safetensors(path)
   local text = helper.read(path)

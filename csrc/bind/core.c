@@ -12,6 +12,7 @@ fm_load_options fm_bind_load_options(lua_State *L, int index) {
   o.device = fm_bind_str(L, index, "device", NULL);
   o.dtype = fm_bind_str(L, index, "dtype", NULL);
   o.cache_dtype = fm_bind_str(L, index, "cache_dtype", NULL);
+  o.experts = fm_bind_str(L, index, "experts", NULL);
   o.ctx = fm_bind_int(L, index, "ctx", 0);
   o.seqs = fm_bind_int(L, index, "seqs", 0);
   lua_Integer threads = fm_bind_int(L, index, "threads", 0), mtp = fm_bind_int(L, index, "mtp", -1);
@@ -77,7 +78,8 @@ static int core_plan(lua_State *L) {
   if (fm_plan_make(&p, dir, &o, &err) != FM_OK) return fm_bind_fail(L, &err);
   const struct { const char *key; int64_t v; } whole[] = { { "parameters", p.parameters }, { "weights", p.weights },
     { "cache", p.cache }, { "scratch", p.scratch }, { "ctx", p.ctx }, { "seqs", p.seqs }, { "max_ctx", p.max_ctx },
-    { "memory", p.memory }, { "free", p.free_memory } };
+    { "memory", p.memory }, { "free", p.free_memory }, { "host_weights", p.host_weights }, { "host_memory", p.host_memory },
+    { "host_free", p.host_free } };
   lua_createtable(L, 0, 8);
   for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
     lua_pushinteger(L, whole[i].v);

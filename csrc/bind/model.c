@@ -225,7 +225,7 @@ static int m_stats(lua_State *L) {
     { "threads", s.threads }, { "prompt_tokens", s.prompt_tokens }, { "generated_tokens", s.generated_tokens },
     { "steps", s.steps }, { "set_back", s.set_back }, { "prefix_pages", s.prefix_pages }, { "drafted", s.drafted }, { "accepted", s.accepted }, { "pages", s.pages },
     { "pages_used", s.pages_used }, { "page_tokens", s.page_tokens }, { "weight_bytes", s.weight_bytes },
-    { "cache_bytes", s.cache_bytes }, { "scratch_bytes", s.scratch_bytes } };
+    { "host_weight_bytes", s.host_weight_bytes }, { "cache_bytes", s.cache_bytes }, { "scratch_bytes", s.scratch_bytes } };
   lua_newtable(L);
   for (size_t i = 0; i < sizeof whole / sizeof *whole; i++) {
     lua_pushinteger(L, whole[i].v);

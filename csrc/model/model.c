@@ -217,7 +217,9 @@ static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
   TRY(fm_scratch_int(c, &p->drawn, p->n_logits));
   TRY(stage(p, segs, n_segs, c->ops->draw ? rule : NULL));
   if (p->mtp) TRY(gather_states(p, segs, n_segs, &h));
-  return c->ops->record && c->generated && !c->debug ? recorded(p, h, slab) : embed(p, h);
+  // what is looked at or computed by the host between operations cannot be noted
+  bool noted = c->ops->record && c->generated && !c->debug && !p->net->host;
+  return noted ? recorded(p, h, slab) : embed(p, h);
 }
 
 fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, bool mtp, const fm_draw_rule *rule) {

@@ -19,6 +19,7 @@ typedef struct fm_net {
   const fm_weights *w;
   fm_kv *kv;
   fm_ctx *c;
+  fm_ctx *host;                        /* the CPU, where routed experts are computed; NULL: the device has them too */
   int64_t n_positions;                 /* the longest that a sequence may become */
   int64_t n_turns;                     /* rows of the rotation tables: a window moves on for a while before it is turned back */
   int64_t n_valid;                     /* ids from here on are padding, never drawn */

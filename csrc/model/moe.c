@@ -4,6 +4,37 @@
 */
 #include "model/model.h"
 
+#include <string.h>
+
+/* Routed experts by the host, from the mapping, the shared one on the device: x goes down and comes back up with what they add.
+   The shared one's first half is made of x as it was; its second half is added last, as everywhere. */
+static fm_status with_host(fm_pass *p, const fm_layer *l, const int32_t *id, const float *weight, const fm_experts *e) {
+  fm_ctx *c = p->net->c, *h = p->net->host;
+  int64_t d = e->hidden_size, wide = l->mlp.gate.rows;
+  float *x, *w, *list, *gate = NULL, *up = NULL;
+  TRY(fm_scratch(c, &gate, p->n, wide));
+  TRY(fm_scratch(c, &up, p->n, wide));
+  fm_mm in[2] = { { .w = &l->mlp.gate, .x = p->x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = gate, .ldo = wide, .n = p->n },
+                  { .w = &l->mlp.up, .x = p->x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = up, .ldo = wide, .n = p->n } };
+  if (wide) TRY(fm_op_matmul(c, in, 2));
+  TRY(fm_to_host(c, &list, (const float *)(const void *)id, p->n, e->top_k));
+  TRY(fm_to_host(c, &w, weight, p->n, e->top_k));
+  TRY(fm_to_host(c, &x, p->x, p->n, d));
+  fm_experts mine = *e;
+  mine.norm = l->host_norm;
+  mine.shared_gate = mine.shared_up = mine.shared_down = NULL;
+  h->debug = c->debug;
+  memcpy(h->where, c->where, sizeof h->where);
+  h->ops->enter(h->dev);
+  fm_status status = fm_op_experts(h, x, x, (const int32_t *)(const void *)list, w, &mine, p->n);
+  h->ops->leave(h->dev);
+  if (status != FM_OK) c->err = h->err;
+  TRY(status);
+  TRY(c->ops->upload(c, p->x, x, p->n * d * (int64_t)sizeof *x));
+  fm_mm down = { .w = &l->mlp.down, .x = gate, .ldx = wide, .up = up, .out = p->x, .ldo = d, .n = p->n, .add = true };
+  return wide ? fm_op_matmul(c, &down, 1) : FM_OK;
+}
+
 fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
   fm_ctx *c = p->net->c;
   const fm_config *g = p->net->cfg;
@@ -27,5 +58,5 @@ fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
                    .gate = l->gate, .up = l->up, .down = l->down, .norm = l->post_norm, .eps = eps,
                    .shared_gate = shared ? &l->mlp.gate : NULL, .shared_up = shared ? &l->mlp.up : NULL,
                    .shared_down = shared ? &l->mlp.down : NULL };
-  return fm_op_experts(c, p->x, p->x, id, weight, &e, p->n);
+  return p->net->host ? with_host(p, l, id, weight, &e) : fm_op_experts(c, p->x, p->x, id, weight, &e, p->n);
 }

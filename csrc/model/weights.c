@@ -219,7 +219,9 @@ static fm_status feed_forward(fill *f, fm_layer *l) {
   f->w->fresh[f->w->n_fresh - 1].exact = true;
   if (g->topk_method == FM_NOAUX_TC)
     TRY(vector(f, &l->router_bias, "mlp.gate.e_score_correction_bias", g->n_routed_experts));
+  int64_t first = f->w->n_fresh;
   TRY(experts(f, l));
+  for (int64_t i = first; i < f->w->n_fresh; i++) f->w->fresh[i].expert = true;
   if (!g->n_shared_experts) return FM_OK;
   return mlp(f, &l->mlp, "mlp.shared_experts.", g->n_shared_experts * g->moe_intermediate_size);
 }
@@ -228,6 +230,7 @@ static fm_status layer(fill *f, fm_layer *l) {
   int64_t d = f->cfg->hidden_size;
   TRY(vector(f, &l->input_norm, "input_layernorm.weight", d));
   TRY(vector(f, &l->post_norm, "post_attention_layernorm.weight", d));
+  l->host_norm = l->post_norm;
   TRY(f->cfg->family == FM_QWEN2 ? attention_gqa(f, l) : attention_mla(f, l));
   TRY(feed_forward(f, l));
   if (f->layer < f->cfg->num_hidden_layers) return FM_OK;
@@ -347,11 +350,32 @@ static fm_status place_one(fm_ctx *c, const struct fm_placing *p, char *at) {
   return FM_OK;
 }
 
+/* Forgets the fresh entries that stay where they are. */
+static void leave_experts(fm_weights *w) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < w->n_fresh; i++)
+    if (!w->fresh[i].expert) w->fresh[kept++] = w->fresh[i];
+  w->n_fresh = kept;
+}
+
+int64_t fm_weights_expert_bytes(const fm_store *store, const fm_config *cfg, bool mtp) {
+  int64_t size = 0;
+  for (int64_t i = 0; i < fm_store_count(store); i++) {
+    const fm_entry *e = fm_store_at(store, i);
+    long long layer;
+    int end = 0;
+    if (sscanf(e->name, "model.layers.%lld.mlp.experts.%n", &layer, &end) == 1 && end && layer < cfg->num_hidden_layers + mtp)
+      size += fm_tensor_len(&e->t) * fm_dtype_size(e->t.dtype);
+  }
+  return size;
+}
+
 fm_status fm_weights_place(fm_weights *w, fm_ctx *c, fm_error *err) {
   int64_t size = 0;
   void *block;
   const void *embed = w->embed.data;
   if (!c->ops->upload) return FM_OK;
+  if (w->experts_stay) leave_experts(w);
   w->device = c;
   for (int64_t i = 0; i < w->n_fresh; i++) size += placed_size(c, &w->fresh[i]);
   TRY(fm_grow(&w->block.p, &w->block.cap, w->block.n + 1, sizeof(void *), err));

@@ -24,6 +24,7 @@ typedef struct fm_layer {
   fm_mat router;
   const float *router_bias;                      /* noaux_tc, else NULL */
   fm_mat *gate, *up, *down;                      /* (n_routed_experts) each */
+  const float *host_norm;                        /* post_norm where the host can read it, for experts that stay there */
 } fm_layer;
 
 typedef struct fm_mtp_weights { const float *enorm, *hnorm, *norm; fm_mat eh_proj; } fm_mtp_weights;
@@ -38,9 +39,10 @@ typedef struct fm_weights {
   fm_mtp_weights mtp;
   struct { void **p; int64_t n, cap; } owned;
   /* what the last filled slot holds, and the device's blocks that placed slots lie in */
-  struct fm_placing { fm_mat *mat; const float **vector; int64_t len; bool exact; } *fresh;
+  struct fm_placing { fm_mat *mat; const float **vector; int64_t len; bool exact, expert; } *fresh;
   int64_t n_fresh, cap_fresh;
   fm_ctx *device;
+  bool experts_stay;                             /* routed experts are not moved: they are the host's to compute */
   struct { void **p; int64_t n, cap; } block;
 } fm_weights;
 
@@ -56,8 +58,10 @@ fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, fm_rea
 /* Bytes of all that a model takes from the store, which stays the caller's; names, shapes and dtypes are checked. */
 fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, int64_t *size, fm_error *err);
 /* Moves the slot filled last into the memory of c's device, in the dtype of its arithmetic; nothing to do where that is the
-   host's. The experts of a layer stand at equal distances. */
+   host's. The experts of a layer stand at equal distances, or stay (w->experts_stay). */
 fm_status fm_weights_place(fm_weights *w, fm_ctx *c, fm_error *err);
+/* Bytes of the routed experts among what loading takes. */
+int64_t   fm_weights_expert_bytes(const fm_store *store, const fm_config *cfg, bool mtp);
 void      fm_weights_free(fm_weights *w);
 
 #endif

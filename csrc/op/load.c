@@ -38,6 +38,7 @@ fm_status fm_backend_find(const fm_backend **out, int *index, const char *device
   snprintf(path, sizeof path, "%.*s/fathom_%s.so", dir, slash ? here.dli_fname : ".", name);
   if (access(path, F_OK) != 0) {
     fm_fail(err, FM_EDEVICE, "%s: no fathom_%s.so beside %s", name, name, here.dli_fname);
+    if (strcmp(name, "cuda") != 0) return fm_hint(err, FM_EDEVICE, "\"auto\", \"cpu\", \"cuda\" and \"cuda:0\" are devices");
     return fm_hint(err, FM_EDEVICE, "`make` builds it where nvcc is; without it use device = \"cpu\"");
   }
   void *lib = dlopen(path, RTLD_NOW | RTLD_LOCAL);

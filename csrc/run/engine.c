@@ -13,6 +13,7 @@ typedef struct setup {
   fm_dtype cache, arithmetic;
   int64_t ctx, seqs, n_pages, prefix_pages, chunk, budget;
   int drafts;
+  bool host_experts;
 } setup;
 
 /* ---- options ------------------------------------------------------------------------------------ */
@@ -71,6 +72,8 @@ static fm_status check_options(const fm_config *g, const fm_load_options *o, fm_
     return fm_fail(err, FM_EINVAL, "cache_bytes and prefix_bytes must be 0 or more");
   if (o->mtp < FM_MTP_AUTO || o->mtp > FM_MAX_DRAFTS)
     return fm_fail(err, FM_EINVAL, "mtp must be at most %d drafts, got %d", FM_MAX_DRAFTS, o->mtp);
+  if (o->experts && strcmp(o->experts, "auto") != 0 && strcmp(o->experts, "host") != 0)
+    return fm_fail(err, FM_EINVAL, "experts must be \"auto\" or \"host\", got \"%s\"", o->experts);
   if (o->mtp > 0 && !g->num_nextn_predict_layers)
     return fm_fail(err, FM_EUNSUPPORTED, "mtp: the checkpoint has no MTP layer");
   return FM_OK;
@@ -97,6 +100,7 @@ static fm_status make_setup(setup *s, const fm_backend *ops, const fm_config *g,
   int64_t limit = g->max_position_embeddings;
   s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
   s->seqs = o->seqs ? o->seqs : 4;
+  s->host_experts = o->experts && strcmp(o->experts, "host") == 0 && ops->upload && g->n_routed_experts > 0;
   s->drafts = g->num_nextn_predict_layers ? (o->mtp < 0 ? 1 : o->mtp) : 0;
   if (o->mtp == FM_MTP_AUTO && s->drafts) s->drafts = FM_AUTO_DRAFTS;
   s->budget = o->budget ? o->budget : (o->chunk > ops->chunk ? o->chunk : ops->chunk);
@@ -138,7 +142,11 @@ static fm_status fill_plan(fm_plan *p, fm_ctx *c, fm_store *store, const fm_conf
   p->scratch = scratch_size(g, c->ops, s);
   p->ctx = s->ctx;
   p->seqs = s->seqs;
-  int64_t room = (c->ops->upload ? free_bytes : p->memory) - p->weights - p->scratch;
+  if (s->host_experts) {
+    p->host_weights = fm_weights_expert_bytes(store, g, s->drafts > 0);
+    fm_cpu_backend()->memory(NULL, &p->host_memory, &p->host_free);
+  }
+  int64_t room = (c->ops->upload ? free_bytes : p->memory) - (p->weights - p->host_weights) - p->scratch;
   int64_t pages = room > 0 ? room / (page * s->seqs) - 1 : 0;
   p->max_ctx = pages > 0 ? pages * FM_PAGE : 0;
   if (p->max_ctx > g->max_position_embeddings) p->max_ctx = g->max_position_embeddings;
@@ -201,11 +209,15 @@ static fm_status check_room(fm_model *m, fm_store *store, const setup *s, fm_err
   fm_plan p = { 0 };
   if (!m->c.ops->upload) return FM_OK;
   TRY(fill_plan(&p, &m->c, store, &m->cfg, s, err));
-  int64_t need = p.weights + p.cache + p.scratch;
+  int64_t need = p.weights - p.host_weights + p.cache + p.scratch, experts = fm_weights_expert_bytes(store, &m->cfg, s->drafts > 0);
   if (need <= p.free_memory) return FM_OK;
   fm_fail(err, FM_EMEMORY, "%s needs %.2f GiB on the %s, %.2f GiB are free", m->dir, (double)need / 0x1p30,
           m->c.ops->name, (double)p.free_memory / 0x1p30);
-  if (!p.max_ctx) return fm_hint(err, FM_EMEMORY, "its weights alone are %.2f GiB", (double)p.weights / 0x1p30);
+  if (!p.max_ctx && experts > p.host_weights)
+    return fm_hint(err, FM_EMEMORY, "its weights alone are %.2f GiB; experts = \"host\" leaves %.2f GiB of them in host memory",
+                   (double)p.weights / 0x1p30, (double)experts / 0x1p30);
+  if (!p.max_ctx)
+    return fm_hint(err, FM_EMEMORY, "its weights alone are %.2f GiB", (double)(p.weights - p.host_weights) / 0x1p30);
   return fm_hint(err, FM_EMEMORY, "with seqs = %lld the largest ctx that fits is %lld", (long long)p.seqs,
                  (long long)p.max_ctx);
 }
@@ -219,6 +231,7 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   fm_status status = fm_ctx_open(&m->c, o->device, o->threads, err);
   if (status == FM_OK) status = make_setup(&l->s, m->c.ops, &m->cfg, stored_dtype(store), o, err);
   if (status == FM_OK) status = check_room(m, store, &l->s, err);
+  if (status == FM_OK && l->s.host_experts) status = fm_ctx_open(&m->host, "cpu", o->threads, err);
   if (status != FM_OK) {
     fm_store_close(store);
     return status;
@@ -234,6 +247,8 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   m->c.debug |= o->debug;
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
   TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, &l->total, err));
+  m->w->experts_stay = l->s.host_experts;
+  if (l->s.host_experts) m->stats.host_weight_bytes = fm_weights_expert_bytes(store, &m->cfg, m->drafts > 0);
   return open_tokenizer(m, err);
 }
 
@@ -288,6 +303,7 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
     TRY(fm_prefix_new(&m->prefix, m->kv, l->s.prefix_pages, m->drafts ? m->cfg.hidden_size : 0, &m->clock, err));
   int64_t n_valid = m->tok ? fm_tokenizer_size(m->tok) : v;
   TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, n_valid < v ? n_valid : v, err));
+  if (l->s.host_experts) m->net.host = &m->host;
   TRY(fm_ctx_reserve(&m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
   TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
   m->digest = fm_store_digest(m->w->store);
@@ -331,6 +347,7 @@ void fm_model_close(fm_model *m) {
   fm_weights_free(m->w);
   fm_tokenizer_free(m->tok);
   if (m->c.dev) fm_ctx_close(&m->c);
+  if (m->host.dev) fm_ctx_close(&m->host);
   fm_free(m->dir);
   fm_free(m);
 }

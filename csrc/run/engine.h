@@ -93,7 +93,7 @@ struct fm_model {
   char *dir;
   fm_config cfg;
   fm_weights *w;
-  fm_ctx c;
+  fm_ctx c, host;                        /* host: the CPU for experts that stay there; closed otherwise */
   fm_kv *kv;
   fm_prefix *prefix;                     /* NULL: none is kept */
   fm_net net;

@@ -12,6 +12,7 @@ local is = options.is
 local known = {
   device = is.one_of(is.string, is.table), parallel = is.one_of(is.word "auto", is.table),
   dtype = is.word("auto", "f32", "bf16", "fp8"), cache_dtype = is.word("auto", "bf16", "fp8", "f32"),
+  experts = is.word("auto", "host"),
   ctx = is.count(1), seqs = is.count(1, 65536), threads = is.count(1, 1024), verify = is.boolean, debug = is.boolean,
   deterministic = is.boolean,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), progress = is.callable,
@@ -34,7 +35,7 @@ local function device_of(what, device)
     return fault.give("unsupported", "several devices, and devices that are only described, are not in this version",
                       'use device = "cpu"')
   end
-  if device == "auto" or device == "cpu" or device == "cuda" or device:find "^cuda:%d+$" then return device end
+  if device:find "^%l+$" or device:find "^%l+:%d+$" then return device end   -- its library says more
   return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto", "cpu", "cuda" or "cuda:0"')
 end
 
@@ -52,7 +53,7 @@ local function core_options(what, o)
       return fault.give("unsupported", "running on several devices is not in this version", "leave parallel out")
     end
   end
-  return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, ctx = math.tointeger(o.ctx),
+  return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, experts = o.experts, ctx = math.tointeger(o.ctx),
            seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), verify = o.verify, debug = o.debug,
            mtp = sampling.drafts(o.mtp), chunk = math.tointeger(o.chunk), budget = math.tointeger(o.budget),
            cache_bytes = math.tointeger(o.cache_bytes), prefix_bytes = prefix_bytes(o.prefix_cache) }
@@ -103,7 +104,7 @@ local plan_mt = { __index = plan_methods, __name = "fathom.plan",
 
 --- What a checkpoint will take in memory. Reads headers only.
 -- @param dir string
--- @param opts table|nil  device parallel dtype cache_dtype ctx seqs threads mtp
+-- @param opts table|nil  device parallel dtype cache_dtype experts ctx seqs threads mtp
 -- @return plan { parameters, weights, cache, scratch (bytes), devices, ctx, seqs, max_ctx, memory }, or nil, err
 -- @usage print(assert(fathom.plan(dir, { seqs = 8 })):report())
 function load.plan(dir, opts)
@@ -116,8 +117,13 @@ function load.plan(dir, opts)
   plan, err = fault.guard(core.plan, dir, core_opts)
   if not plan then return nil, err end
   plan.dir = dir
-  plan.devices = { { name = plan.device, weights = plan.weights, cache = plan.cache, scratch = plan.scratch,
-                     memory = plan.memory, free = plan.free } }
+  plan.devices = { { name = plan.device, weights = plan.weights - plan.host_weights, cache = plan.cache,
+                     scratch = plan.scratch, memory = plan.memory, free = plan.free } }
+  if plan.host_weights > 0 then
+    plan.devices[2] = { name = "cpu", weights = plan.host_weights, cache = 0, scratch = 0, memory = plan.host_memory,
+                        free = plan.host_free }
+  end
+  plan.host_weights, plan.host_memory, plan.host_free = nil, nil, nil
   return setmetatable(plan, plan_mt)
 end
 
@@ -137,7 +143,8 @@ end
 
 --- Loads a model.
 -- @param dir string      a folder with config.json, safetensors and (mostly) tokenizer.json
--- @param opts table|nil  device dtype cache_dtype ctx seqs threads mtp verify parallel deterministic;
+-- @param opts table|nil  device dtype cache_dtype experts ("host": routed experts stay in host memory and are
+--   computed there, the rest on the device) ctx seqs threads mtp verify parallel deterministic;
 --   debug (the first operation that makes a NaN fails by name; slow); progress(done_bytes, total_bytes), which returns
 --   false to stop; prefix_cache (true, false, or bytes that common
 --   prefixes may keep), cache_bytes (of the whole cache; default seqs * ctx tokens), chunk and budget (tokens of a pass of

@@ -19,10 +19,12 @@ typedef struct apart {
   fm_device device;                      /* first */
   fm_device *cpu;
   held *all;
-  int64_t total, taken, fails, ops;
+  int64_t total, fails, ops;
   void *staged; size_t staged_size;
   bool noting;
 } apart;
+
+static int64_t taken;                    /* bytes, by all who opened it; what a closed one never released stays taken, as on a card */
 
 static apart *of(fm_ctx *c) { return (apart *)c->dev; }
 
@@ -52,11 +54,8 @@ static fm_status apart_open(fm_device **out, int index, int threads, fm_error *e
   return status;
 }
 
-static int64_t lost;                     /* bytes that closed devices never got back */
-
 static void apart_close(fm_device *dev) {
   apart *d = (apart *)dev;
-  lost += d->taken;
   while (d->all) {
     held *h = d->all;
     d->all = h->next;
@@ -68,11 +67,10 @@ static void apart_close(fm_device *dev) {
   free(d);
 }
 
-/* What was lost counts as taken for good: a leak shows in the free memory, as on a card. */
 static fm_status apart_memory(fm_device *dev, int64_t *total, int64_t *free_bytes) {
   apart *d = (apart *)dev;
   *total = d->total;
-  *free_bytes = d->total - d->taken - lost;
+  *free_bytes = d->total - taken;
   return FM_OK;
 }
 
@@ -83,7 +81,7 @@ static void apart_info(const fm_device *dev, const char **simd, int *threads) {
 static fm_status apart_alloc(fm_device *dev, void **out, int64_t size, fm_error *err) {
   apart *d = (apart *)dev;
   size_t whole = ((size_t)size + 4096) / 4096 * 4096;
-  if ((int64_t)whole > d->total - d->taken - lost)
+  if ((int64_t)whole > d->total - taken)
     return fm_fail(err, FM_EMEMORY, "apart has no memory for %lld bytes", (long long)size);
   held *h = malloc(sizeof *h);
   void *p = mmap(NULL, whole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -93,7 +91,7 @@ static fm_status apart_alloc(fm_device *dev, void **out, int64_t size, fm_error 
   }
   *h = (held){ d->all, p, whole };
   d->all = h;
-  d->taken += (int64_t)whole;
+  taken += (int64_t)whole;
   *out = p;
   return FM_OK;
 }
@@ -104,7 +102,7 @@ static void apart_release(fm_device *dev, void *p) {
     held *h = *at;
     if (h->p != p) continue;
     *at = h->next;
-    d->taken -= (int64_t)h->size;
+    taken -= (int64_t)h->size;
     munmap(p, h->size);
     free(h);
     return;
