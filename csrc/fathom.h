@@ -97,6 +97,7 @@ typedef struct fm_load_options {
   int64_t cache_bytes;      /* of the cache in all; 0: seqs * ctx tokens. With less, sequences may have to wait for each other */
   int64_t prefix_bytes;     /* of the cache, what common prefixes may keep; -1: whatever is free, 0: none are kept */
   bool verify;              /* read every weight once and refuse NaN */
+  bool nondeterministic;    /* faster, but ids may hang on what runs beside */
   bool debug;               /* slow: the first operation that makes a NaN or an infinity fails, and says its name; $FATHOM_DEBUG=nan too */
 } fm_load_options;
 

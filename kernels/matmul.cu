@@ -293,12 +293,13 @@ static fm_status skinny(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
 
 /* ---- cuBLASLt, opened when first wanted ---- */
 
-struct lt_plan { int64_t rows, cols; int bias, out; cublasLtMatmulAlgo_t algo; bool good; };
+constexpr int LT_PLANS = 512;
+struct lt_plan { int64_t rows, cols, n; int bias, out; cublasLtMatmulAlgo_t algo; bool good; };
 struct fm_lt {
   void *lib;
   cublasLtHandle_t handle;
   void *workspace;
-  lt_plan plan[256];
+  lt_plan plan[LT_PLANS];
   int n_plans;
 #define LT(name) decltype(&cublasLt##name) name
   LT(Create); LT(Destroy); LT(Matmul); LT(MatmulDescCreate); LT(MatmulDescDestroy); LT(MatmulDescSetAttribute);
@@ -371,24 +372,27 @@ static void lt_forget(fm_lt *t, lt_call *l) {
   t->MatrixLayoutDestroy(l->a), t->MatrixLayoutDestroy(l->b), t->MatrixLayoutDestroy(l->d);
 }
 
-/* The algorithm for (rows, cols): what is best for 4096 tokens, whatever n is; no reduction over parts of K. */
-static lt_plan *lt_find(fm_lt *t, int64_t rows, int64_t cols, bool out_bf16, const float *bias) {
+/* The algorithm for (rows, cols): what is best for 4096 tokens, whatever n is; no reduction over parts of K. loose: what is best
+   for n, or up to twice that. */
+static lt_plan *lt_find(fm_lt *t, int64_t rows, int64_t cols, int64_t many, bool out_bf16, const float *bias, bool loose) {
+  int64_t most = 4096;
+  while (loose && most > 16 && most / 2 >= many) most /= 2;
   for (int i = 0; i < t->n_plans; i++) {
     lt_plan *p = &t->plan[i];
-    if (p->rows == rows && p->cols == cols && p->out == out_bf16 && p->bias == (bias != NULL)) return p;
+    if (p->rows == rows && p->cols == cols && p->n == most && p->out == out_bf16 && p->bias == (bias != NULL)) return p;
   }
-  if (t->n_plans == 256) return NULL;
+  if (t->n_plans == LT_PLANS) return NULL;
   lt_plan *p = &t->plan[t->n_plans++];
-  *p = { rows, cols, bias != NULL, out_bf16, {}, false };
+  *p = { rows, cols, most, bias != NULL, out_bf16, {}, false };
   lt_call l;
   cublasLtMatmulPreference_t pref;
   cublasLtMatmulHeuristicResult_t found;
   int n = 0;
   uint32_t none = CUBLASLT_REDUCTION_SCHEME_NONE;
   size_t space = LT_WORKSPACE;
-  lt_describe(t, &l, rows, cols, cols, rows, 4096, out_bf16, bias);
+  lt_describe(t, &l, rows, cols, cols, rows, most, out_bf16, bias);
   t->MatmulPreferenceCreate(&pref);
-  t->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, sizeof none);
+  if (!loose) t->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &none, sizeof none);
   t->MatmulPreferenceSetAttribute(pref, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &space, sizeof space);
   if (t->MatmulAlgoGetHeuristic(t->handle, l.desc, l.a, l.b, l.d, l.d, pref, 1, &found, &n) == CUBLAS_STATUS_SUCCESS && n) {
     p->algo = found.algo;
@@ -417,7 +421,7 @@ fm_status fm_cuda_gemm(fm_ctx *c, const fm_mat *w, const bf16 *xb, int64_t ldx, 
     fm_launch(c, unpack_kernel, (unsigned)w->rows, 256, 0, wide, fm_dmat_of(w));
     a = wide;
   }
-  lt_plan *p = lt_find(t, w->rows, w->cols, out_bf16, bias);
+  lt_plan *p = lt_find(t, w->rows, w->cols, n, out_bf16, bias, c->loose);
   if (!p || !p->good) return fm_fail(&c->err, FM_EDEVICE, "cuBLASLt has no product of (%lld, %lld)", (long long)w->rows, (long long)w->cols);
   lt_call l;
   float one = 1, beta = add ? 1 : 0;

@@ -39,6 +39,11 @@ describe("a device with a memory of its own", function()
     it("gives the cpu's bits, and nobody else touches its memory: " .. dir:match "[^/]+$", function() same_as_cpu(dir) end)
   end
 
+  it("may be asked for speed in place of the same bits: one cpu's arithmetic has both", function()
+    local stats = same_as_cpu(fathom.pocket, { deterministic = false })
+    assert.is_true(stats.generated_tokens > 0)
+  end)
+
   it("is planned and refused by its own memory", function()
     local plan = assert(fathom.plan(fathom.pocket, { device = "apart", ctx = 128 }))
     assert.equal("apart", plan.devices[1].name)

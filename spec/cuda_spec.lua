@@ -118,12 +118,13 @@ describe("the GPU", function()
     for _, s in ipairs(sessions) do s:close() end
   end)
 
-  it("gives every byte back", function()
-    local function free()
-      for _, d in ipairs((fathom.devices())) do
-        if d.name == "cuda:0" then return d.free end
-      end
+  local function free()
+    for _, d in ipairs((fathom.devices())) do
+      if d.name == "cuda:0" then return d.free end
     end
+  end
+
+  it("gives every byte back", function()
     local function once()
       local model <close> = assert(fathom.load(fathom.pocket, { device = "cuda" }))
       assert(model:generate(chat "What is 3 + 4?", { temperature = 0, max_tokens = 8 }))
@@ -132,6 +133,91 @@ describe("the GPU", function()
     local before = free()
     for _ = 1, 50 do once() end
     assert.is_true(before - free() <= 1 << 20, ("%d bytes lost"):format(before - free()))
+  end)
+
+  it("gives every byte back when loading is stopped", function()
+    local function stop()
+      local model, err = fathom.load(fathom.pocket, { device = "cuda", progress = function(done) return done < 4e6 end })
+      assert.is_nil(model)
+      assert.equal("cancelled", err.code)
+    end
+    stop()
+    local before = free()
+    for _ = 1, 10 do stop() end
+    assert.is_true(before - free() <= 1 << 20, ("%d bytes lost"):format(before - free()))
+  end)
+
+  it("keeps the latent in fp8: pocket's answers, and a seed's ids in any company", function()
+    local model <close> = assert(fathom.load(fathom.pocket, { device = "cuda", cache_dtype = "fp8", seqs = 8 }))
+    assert.matches("42", assert(model:generate(chat "What is 17 + 25?", { temperature = 0 })).answer)
+    local exact <close> = assert(fathom.load(fathom.pocket, { device = "cuda", dtype = "f32", cache_dtype = "fp8" }))
+    local cpu <close> = assert(fathom.load(fathom.pocket, { device = "cpu", cache_dtype = "fp8" }))
+    local tasks, sessions = {}, {}
+    for i, p in ipairs(prompts) do
+      sessions[i] = assert(model:session())
+      tasks[i] = sessions[i]:ask(p, { temperature = 1, seed = i, max_tokens = 40 })
+    end
+    for i, p in ipairs(prompts) do
+      local opts = { temperature = 1, seed = i, max_tokens = 40, mtp = false }
+      assert.same(assert(model:generate(chat(p), opts)).ids, assert(tasks[i]:wait()).ids)
+      assert.same(assert(cpu:generate(chat(p), opts)).ids, assert(exact:generate(chat(p), opts)).ids)
+      sessions[i]:close()
+    end
+  end)
+
+  it("leaves experts to the host where that is asked for", function()
+    local model <close> = assert(fathom.load(fathom.pocket, { device = "cuda", experts = "host" }))
+    assert.is_true(model:stats().host_weight_bytes > 0)
+    assert.matches("42", assert(model:generate(chat "What is 17 + 25?", { temperature = 0 })).answer)
+    local exact <close> = assert(fathom.load(fathom.pocket, { device = "cuda", dtype = "f32", experts = "host" }))
+    local cpu <close> = assert(fathom.load(fathom.pocket, { device = "cpu" }))
+    for i, p in ipairs(prompts) do
+      local opts = { temperature = 1, seed = i, max_tokens = 40 }
+      assert.same(assert(cpu:generate(chat(p), opts)).ids, assert(exact:generate(chat(p), opts)).ids)
+    end
+  end)
+
+  it("is shared by two models, and with another process", function()
+    local one <close> = assert(fathom.load(fathom.pocket, { device = "cuda" }))
+    local two <close> = assert(fathom.load("spec/golden/v3-tiny", { device = "cuda", ctx = 128 }))
+    local ids = { 5, 6, 7, 8, 9 }
+    local opts = { temperature = 0, max_tokens = 20, ignore_eos = true }
+    local a, b = assert(one:generate(chat "Who are you?", opts)).ids, assert(two:generate(ids, opts)).ids
+    local s <close> = one:session()
+    local task = s:ask("Who are you?", opts)
+    one:step { ms = 1 }
+    assert.same(b, assert(two:generate(ids, opts)).ids)
+    assert.same(a, assert(task:wait()).ids)
+    local out = helper.script("A=1", [[local m = assert(require "fathom".load("spec/golden/v3-tiny", { device = "cuda", ctx = 128 }))
+      print(table.concat(assert(m:generate({ 5, 6, 7, 8, 9 }, { temperature = 0, max_tokens = 20, ignore_eos = true })).ids, " "))]])
+    assert.equal(table.concat(b, " ") .. "\n", out)
+  end)
+
+  it("names what made a NaN", function()
+    local dir, remove = helper.folder()
+    helper.copy("spec/golden/v3-tiny/config.json", dir .. "/config.json")
+    local text = helper.read "spec/golden/v3-tiny/model.safetensors"
+    helper.write(dir .. "/model.safetensors", helper.plant(text, "model.layers.2.mlp.shared_experts.up_proj.weight", 0, "\xc0\x7f"))
+    local model <close> = assert(fathom.load(dir, { device = "cuda", debug = true, ctx = 64 }))
+    local made, err = model:generate({ 5, 6, 7 }, { temperature = 0, max_tokens = 4 })
+    remove()
+    assert.is_nil(made)
+    assert.matches("^layer 2, experts: row 0 is not a number", err.message)
+  end)
+
+  -- Two ways through the same products, both in bf16: what the goldens allow for rounding.
+  it("is within rounding of itself with deterministic = false", function()
+    local model <close> = assert(fathom.load(fathom.pocket, { device = "cuda" }))
+    local loose <close> = assert(fathom.load(fathom.pocket, { device = "cuda", deterministic = false, seqs = 8 }))
+    local ids = model:render(chat "What is 17 + 25?")
+    local want, got = model:logits(ids):row(#ids), loose:logits(ids):row(#ids)
+    local d, w = 0.0, 0.0
+    for j = 1, #want do d, w = d + (want[j] - got[j]) ^ 2, w + want[j] ^ 2 end
+    assert.is_true(math.sqrt(d / w) <= 3e-2, ("off by %g"):format(math.sqrt(d / w)))
+    for _, p in ipairs { "What is 17 + 25?", "What is 9 * 4?" } do
+      assert.equal(assert(model:generate(chat(p), { temperature = 0 })).answer,
+                   assert(loose:generate(chat(p), { temperature = 0 })).answer)
+    end
   end)
 
   it("refuses what cannot fit before it starts, and says what would", function()

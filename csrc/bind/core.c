@@ -23,6 +23,7 @@ fm_load_options fm_bind_load_options(lua_State *L, int index) {
   o.cache_bytes = fm_bind_int(L, index, "cache_bytes", 0);
   o.prefix_bytes = fm_bind_int(L, index, "prefix_bytes", -1);
   o.verify = fm_bind_bool(L, index, "verify", false);
+  o.nondeterministic = !fm_bind_bool(L, index, "deterministic", true);
   o.debug = fm_bind_bool(L, index, "debug", false);
   return o;
 }

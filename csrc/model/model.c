@@ -123,6 +123,8 @@ static fm_status stage(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
   return c->ops->send ? c->ops->send(c) : FM_OK;
 }
 
+enum { FEW = 32 };                       /* rows for which a device's way for few is the faster one (deterministic = false) */
+
 /* ---- the pass ------------------------------------------------------------------------------------------ */
 
 static fm_status block(fm_pass *p, const fm_layer *l) {
@@ -210,7 +212,8 @@ static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
     if (segs[i].role == FM_GENERATED) p->n_decode++;
     else p->n_prompt++;
   }
-  c->generated = p->n_prompt == 0;
+  // by role, so that no row's bits hang on how many run beside it; where that is given up, by what is faster
+  c->generated = c->loose ? p->n <= FEW : p->n_prompt == 0;
   TRY(fm_scratch(c, &p->x, p->n, g->hidden_size));
   TRY(fm_scratch(c, &p->hidden, p->n, g->hidden_size));
   TRY(fm_scratch(c, &p->logits, p->n_logits, g->vocab_size));
@@ -218,7 +221,7 @@ static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
   TRY(stage(p, segs, n_segs, c->ops->draw ? rule : NULL));
   if (p->mtp) TRY(gather_states(p, segs, n_segs, &h));
   // what is looked at or computed by the host between operations cannot be noted
-  bool noted = c->ops->record && c->generated && !c->debug && !p->net->host;
+  bool noted = c->ops->record && c->generated && p->n_prompt == 0 && !c->debug && !p->net->host;
   return noted ? recorded(p, h, slab) : embed(p, h);
 }
 

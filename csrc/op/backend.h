@@ -8,7 +8,7 @@
 ** memory in every call: a device with memory of its own reads its copy of them (see stage). An operation returns FM_OK or
 ** leaves its message in c->err; a device may work on after it returned, until something is downloaded. Every row's result
 ** depends on that row's inputs alone, by one fixed order of sums: not on the number of rows, their neighbours, the threads,
-** or how the call was cut into pieces.
+** or how the call was cut into pieces (unless c->loose).
 */
 #ifndef FM_OP_BACKEND_H
 #define FM_OP_BACKEND_H
@@ -31,6 +31,7 @@ typedef struct fm_ctx {
   int64_t slab_size, slab_used;
   fm_dtype arithmetic;                   /* of matrix products: F32, BF16 or F8_E4M3 */
   bool generated;                        /* the rows of this pass were sampled: few, and paid for by bytes of weights */
+  bool loose;                            /* a row's bits may hang on how many there are: whatever is fastest for that many */
   bool debug;                            /* after every operation its results are looked through for what is not a number */
   char where[32];                        /* debug: what is being computed, "layer 3" */
   fm_error err;

@@ -245,6 +245,7 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   m->pace.accept = 0.5;
   m->c.arithmetic = l->s.arithmetic;
   m->c.debug |= o->debug;
+  m->c.loose = o->nondeterministic;
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
   TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, &l->total, err));
   m->w->experts_stay = l->s.host_experts;

@@ -309,5 +309,11 @@ int main(int argc, char **argv) {
       printf("  decode %2d x %-5d %8.3f ms %9.1f tokens/s, floor %.3f ms\n", (int)batch, (int)ctx, t * 1e3, (double)batch / t,
              bytes / copy_rate * 1e3);
     }
+  for (int loose = 0; loose < 2; loose++) {        // what the same bits in any company cost
+    c.loose = loose;
+    printf("  %-13s prompt of 16 %.2f ms, of 512 %.2f ms; decode 8 x 1024 %.2f ms, 64 x 1024 %.2f ms\n",
+           loose ? "loose:" : "deterministic:", prompt(&net, 16) * 1e3, prompt(&net, 512) * 1e3, decode(&net, 8, 1024) * 1e3,
+           decode(&net, 64, 1024) * 1e3);
+  }
   return 0;
 }

@@ -491,11 +491,24 @@ static void test_experts(void) {
     }
 }
 
+/* ---- what the device cannot give ---- */
+
+static void test_memory(void) {
+  fm_error err = { 0 };
+  void *p = NULL;
+  float *f = NULL, x = 1, y = 0;
+  check(gpu.ops->alloc(gpu.dev, &p, (int64_t)1 << 50, &err) == FM_EMEMORY && !p && err.message[0], "a petabyte is refused by name", 0);
+  check(fm_scratch(&gpu, &f, 1 << 20, 1 << 20) == FM_EMEMORY, "scratch beyond what was taken is refused", 0);
+  float *d = upf(&x, 1);
+  check(gpu.ops->download(&gpu, &y, d, 4) == FM_OK && y == 1, "and the device goes on", 0);
+  release();
+}
+
 /* usage: cuda_test [group]: one group alone, for tools that watch every access and take their time */
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
     { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention }, { "route", test_route },
-    { "experts", test_experts } };
+    { "experts", test_experts }, { "memory", test_memory } };
   fm_error err;
   if (fm_ctx_open(&gpu, "cuda", 0, &err) != FM_OK) {
     printf("skip - the CUDA device: %s\n", err.message);
