@@ -31,20 +31,25 @@ struct mla_work {
   int last0, last1;                                               /* the last key that pairs first + g, first + g + 8 see */
 };
 
-/* Item `item` of the call: which span, which 16 of its (row, head) pairs, which cut. False behind the last. */
-__device__ bool find_item(const attn &a, int64_t item, int *span, int *tile, int *cut) {
-  for (int i = 0; i < a.s.n; i++) {
-    const fm_span &s = a.s.span[i];
-    if (s.n == 0) continue;
-    int64_t tiles = (s.n * a.heads + 15) / 16, cuts = cut_of(s.index + s.n - 1) + 1;
-    if (item < tiles * cuts) {
-      *span = i, *tile = (int)(item % tiles), *cut = (int)(item / tiles);
-      return true;
+/* Items of the call, asked for in rising order: which span, which 16 of its (row, head) pairs, which cut. */
+struct mla_items {
+  int span, tile, cut;
+  int64_t before;                        /* items of the spans before this one */
+
+  /* False behind the last. */
+  __device__ bool find(const attn &a, int64_t item) {
+    for (; span < a.s.n; span++) {
+      const fm_span &s = a.s.span[span];
+      int64_t tiles = (s.n * a.heads + 15) / 16, cuts = s.n ? cut_of(s.index + s.n - 1) + 1 : 0, at = item - before;
+      if (at < tiles * cuts) {
+        tile = (int)(at % tiles), cut = (int)(at / tiles);
+        return true;
+      }
+      before += tiles * cuts;
     }
-    item -= tiles * cuts;
+    return false;
   }
-  return false;
-}
+};
 
 __device__ mla_work work_of(const attn &a, const fm_span &s, int tile, int cut) {
   mla_work w;
@@ -223,11 +228,10 @@ template <bool F8> __device__ void mla_item(mla_shared<F8> &sm, const attn &a, c
 template <bool F8> __global__ void __launch_bounds__(256, 1) mla_part_kernel(attn a) {
   extern __shared__ __align__(16) char raw[];
   mla_shared<F8> &sm = *(mla_shared<F8> *)raw;
-  int span, tile, cut;
+  mla_items in = {};
   fm_go_on();
   fm_wait();
-  for (int64_t item = blockIdx.x; find_item(a, item, &span, &tile, &cut); item += gridDim.x)
-    mla_item(sm, a, a.s.span[span], tile, cut);
+  for (int64_t item = blockIdx.x; in.find(a, item); item += gridDim.x) mla_item(sm, a, a.s.span[in.span], in.tile, in.cut);
 }
 
 bool fm_mla_tiles_can(fm_ctx *c, const fm_cache *k) {
