@@ -55,7 +55,8 @@ local function core_options(what, o)
   end
   return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, experts = o.experts, ctx = math.tointeger(o.ctx),
            seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), verify = o.verify, debug = o.debug,
-           deterministic = o.deterministic ~= false, mtp = sampling.drafts(o.mtp), chunk = math.tointeger(o.chunk), budget = math.tointeger(o.budget),
+           deterministic = o.deterministic ~= false, mtp = sampling.drafts(o.mtp),
+           chunk = math.tointeger(o.chunk), budget = math.tointeger(o.budget),
            cache_bytes = math.tointeger(o.cache_bytes), prefix_bytes = prefix_bytes(o.prefix_cache) }
 end
 
