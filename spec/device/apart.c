@@ -187,6 +187,7 @@ OP(rope, (fm_ctx *c, float *x, int64_t ldx, int64_t heads, int64_t stride, int64
    rope(c, x, ldx, heads, stride, n, r))
 OP(cache_store, (fm_ctx *c, const fm_cache *k, const fm_span *s, int64_t n, const float *x, int64_t ldx),
    cache_store(c, k, s, n, x, ldx))
+OP(turn, (fm_ctx *c, const fm_turn *t), turn(c, t))
 OP(mla_store, (fm_ctx *c, const fm_attn *a, float *q, float *kv, const float *norm, float eps, int64_t n, const fm_rope *r),
    mla_store(c, a, q, kv, norm, eps, n, r))
 OP(mla_prompt, (fm_ctx *c, const fm_attn *a), mla_prompt(c, a))
@@ -204,7 +205,7 @@ static const fm_backend *table(void) {
     .open = apart_open, .close = apart_close, .memory = apart_memory, .info = apart_info,
     .alloc = apart_alloc, .release = apart_release, .copy = apart_copy, .enter = apart_enter, .leave = apart_leave,
     .upload = transfer, .download = transfer, .stage = apart_stage, .send = apart_send, .record = apart_record,
-    .play = apart_play, .embed = embed, .rms_norm = rms_norm, .matmul = matmul, .rope = rope, .cache_store = cache_store,
+    .play = apart_play, .embed = embed, .rms_norm = rms_norm, .matmul = matmul, .rope = rope, .cache_store = cache_store, .turn = turn,
     .mla_store = mla_store, .mla_prompt = mla_prompt, .mla_decode = mla_decode, .gqa = gqa, .route = route,
     .experts = experts };
   return &t;
