@@ -179,7 +179,7 @@ static void test_mask(void) {
   softmax(p, 1);
   for (int i = 0; i < V; i++) sum += mask >> i & 1 ? p[i] : 0;
   int count[V] = { 0 };
-  for (int i = 0; i < N / 10; i++) count[fm_sampler_draw(sampler, &o, logits, (fm_history){ none, i, i }, &mask, false).id]++;
+  for (int i = 0; i < N / 10; i++) count[fm_sampler_draw(sampler, &o, logits, (fm_history){ none, i, i, 0 }, &mask, false).id]++;
   double worst = 0;
   for (int i = 0; i < V; i++) {
     kept[i] = mask >> i & 1 ? p[i] / sum : 0;
@@ -188,7 +188,7 @@ static void test_mask(void) {
   }
   check(worst <= 0, "a mask draws from the softmax over its own ids");
   o.temperature = 0;
-  fm_draw d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3 }, &mask, true);
+  fm_draw d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3, 0 }, &mask, true);
   int best = 5;
   for (int i = 0; i < V; i++)
     if (mask >> i & 1 && logits[i] > logits[best]) best = i;
@@ -196,7 +196,7 @@ static void test_mask(void) {
   o.logit_bias = (fm_logit_bias[]){ { 5, -INFINITY }, { 9, -INFINITY }, { 30, -INFINITY }, { 39, -INFINITY } };
   o.n_logit_bias = 4;
   o.temperature = 1;
-  d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3 }, &mask, false);
+  d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3, 0 }, &mask, false);
   check(d.id >= 0 && mask >> d.id & 1, "nothing outside the mask is drawn, even where its ids are forbidden");
   o.n_logit_bias = 0;
   o.repeat_penalty = 1.3f;
@@ -204,11 +204,11 @@ static void test_mask(void) {
   bool inside = true;
   for (int i = 0; i < 500; i++) {
     o.seed = (uint64_t)i;
-    inside &= mask >> fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0 }, &mask, false).id & 1;
+    inside &= mask >> fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0, 0 }, &mask, false).id & 1;
   }
   check(inside, "penalties do not leave the mask");
   mask = 0;
-  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0 }, &mask, false).id == -1, "an empty mask draws nothing");
+  check(fm_sampler_draw(sampler, &o, logits, (fm_history){ seen, 3, 0, 0 }, &mask, false).id == -1, "an empty mask draws nothing");
 }
 
 int main(void) {
