@@ -1,6 +1,7 @@
 /*
 ** sample.cu - the draw of a token: argmax, or Gumbel-max over logits / temperature with the noise of csrc/base/rng.c.
-** Sixteen blocks a row, then one warp; ties go to the lower id.
+** Some blocks a row, then one warp; ties go to the lower id. A block finds its best in f32 first, and makes in f64 only those that
+** the error of f32 leaves in question.
 */
 #include "cuda.cuh"
 
@@ -30,42 +31,72 @@ __device__ void noise(uint32_t out[4], const fm_draw_rule &r, uint32_t quad) {
   out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
-__device__ best best_of_quad(best a, const float *logit, const fm_draw_rule &r, int32_t quad, int32_t n_valid) {
-  uint32_t u[4];
+/* Gumbel noise of u in f32, off by less than 1e-4: near 1 the inner logarithm is made from what is missing. */
+__device__ __forceinline__ float rough_gumbel(uint32_t u) {
+  float d = ((float)~u + 0.5f) * 0x1p-32f;
+  float t = d < 0.0625f ? d * (1.0f + d * (0.5f + d * (1.0f / 3 + d * (0.25f + d * 0.2f)))) : -__logf(((float)u + 0.5f) * 0x1p-32f);
+  return -__logf(t);
+}
+
+/* Calls f(id, logit, u) for the ids of a quad that take part. */
+template <typename F> __device__ __forceinline__ void each_of_quad(const float *logit, const fm_draw_rule &r, int32_t quad, int32_t n_valid, F f) {
+  uint32_t u[4] = {};
   if (r.temperature > 0) noise(u, r, (uint32_t)quad);
+#pragma unroll
   for (int j = 0; j < 4; j++) {
     int32_t id = 4 * quad + j;
     if (id >= n_valid) break;
     float l = logit[id];
     if (r.temperature > 0 && !(l > -INFINITY)) continue;
-    double v = l;
-    if (r.temperature > 0) v = v / r.temperature - log(-log(((double)u[j] + 0.5) * 0x1p-32));
-    a = better(a, { v, id });
+    f(id, l, u[j]);
   }
-  return a;
 }
 
-constexpr int PARTS = 16;                /* blocks a row */
+__device__ __forceinline__ float rough(const fm_draw_rule &r, float l, uint32_t u) {
+  return r.temperature > 0 ? l / r.temperature + rough_gumbel(u) : l;
+}
+__device__ __forceinline__ double exact(const fm_draw_rule &r, float l, uint32_t u) {
+  return r.temperature > 0 ? (double)l / r.temperature - log(-log(((double)u + 0.5) * 0x1p-32)) : l;
+}
+
+constexpr int FEW_PARTS = 16, MANY_PARTS = 128;          /* blocks a row: of many rows, of few */
 
 __global__ void __launch_bounds__(512) draw_part_kernel(best *out, const float *logits, const fm_draw_rule *rule, int64_t vocab_size,
                                                         int32_t n_valid) {
   __shared__ best part[16];
+  __shared__ float tops[16];
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, step = gridDim.x * 512;
+  fm_go_on();
   fm_wait();
   fm_draw_rule r = rule[blockIdx.y];
   const float *logit = logits + blockIdx.y * vocab_size;
+  float top = -INFINITY;
+  for (int32_t q = blockIdx.x * 512 + threadIdx.x; 4 * q < n_valid; q += step)
+    each_of_quad(logit, r, q, n_valid, [&](int32_t, float l, uint32_t u) { top = fmaxf(top, rough(r, l, u)); });
+  top = fm_warp_max(top);
+  if (lane == 0) tops[warp] = top;
+  __syncthreads();
+  top = fm_warp_max(tops[lane & 15]);
   best a = { -INFINITY, INT32_MAX };
-  for (int32_t q = blockIdx.x * 512 + threadIdx.x; 4 * q < n_valid; q += PARTS * 512) a = best_of_quad(a, logit, r, q, n_valid);
+  float near = top - 2 * (1e-3f + 1e-6f * fabsf(top));     // what is below cannot be the best
+  if (!(top < INFINITY)) near = top;
+  for (int32_t q = blockIdx.x * 512 + threadIdx.x; 4 * q < n_valid; q += step)
+    each_of_quad(logit, r, q, n_valid, [&](int32_t id, float l, uint32_t u) {
+      if (!(rough(r, l, u) < near)) a = better(a, { exact(r, l, u), id });
+    });
   a = warp_best(a);
-  if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = a;
+  if (lane == 0) part[warp] = a;
   __syncthreads();
   if (threadIdx.x >= 32) return;
-  a = warp_best(part[threadIdx.x & 15]);
-  if (threadIdx.x == 0) out[blockIdx.y * PARTS + blockIdx.x] = a;
+  a = warp_best(part[lane & 15]);
+  if (threadIdx.x == 0) out[blockIdx.y * gridDim.x + blockIdx.x] = a;
 }
 
-__global__ void draw_kernel(int32_t *id, const best *part) {
+__global__ void draw_kernel(int32_t *id, const best *part, int parts) {
+  best a = { -INFINITY, INT32_MAX };
   fm_wait();
-  best a = warp_best(part[blockIdx.x * PARTS + threadIdx.x % PARTS]);
+  for (int i = threadIdx.x; i < parts; i += 32) a = better(a, part[blockIdx.x * parts + i]);
+  a = warp_best(a);
   if (threadIdx.x == 0) id[blockIdx.x] = a.id == INT32_MAX ? 0 : a.id;
 }
 
@@ -73,10 +104,11 @@ fm_status fm_cuda_draw(fm_ctx *c, int32_t *id, const float *logits, const fm_dra
                        int64_t n_valid) {
   const void *rules;
   best *part;
+  int parts = n > 8 ? FEW_PARTS : MANY_PARTS;
   if (n == 0) return FM_OK;
   TRY(fm_cuda_staged(c, &rules, rule, n * (int64_t)sizeof *rule));
-  TRY(fm_cuda_take_n(c, &part, n * PARTS));
-  fm_launch(c, draw_part_kernel, dim3(PARTS, (unsigned)n), 512, 0, part, logits, (const fm_draw_rule *)rules, vocab_size, (int32_t)n_valid);
-  fm_launch(c, draw_kernel, (unsigned)n, 32, 0, id, (const best *)part);
+  TRY(fm_cuda_take_n(c, &part, n * parts));
+  fm_launch(c, draw_part_kernel, dim3((unsigned)parts, (unsigned)n), 512, 0, part, logits, (const fm_draw_rule *)rules, vocab_size, (int32_t)n_valid);
+  fm_launch(c, draw_kernel, (unsigned)n, 32, 0, id, (const best *)part, parts);
   return fm_cuda_launched(c, "draw");
 }
