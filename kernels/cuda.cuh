@@ -143,8 +143,6 @@ __device__ __forceinline__ uint32_t fm_pack(float lo, float hi) {
 }
 
 /* Two f8 (bytes `which` 0: 0, 1; 1: 2, 3 of w) to bf16 pairs times 2^-120: exponent and mantissa are moved, not converted. */
-constexpr float FM_F8_UNIT = 0x1p+56f;    /* with inputs times 2^64 this undoes it */
-constexpr float FM_F8_INPUT = 0x1p+64f;
 __device__ __forceinline__ uint32_t fm_f8_pair(uint32_t w, int which) {
   uint32_t t = __byte_perm(w, 0, which ? 0x3424 : 0x1404);
   return (t & 0x80008000u) | ((t & 0x7f007f00u) >> 4);
@@ -192,9 +190,6 @@ fm_status fm_cuda_draw(fm_ctx *c, int32_t *id, const float *logits, const fm_dra
                        int64_t vocab_size, int64_t n_valid);
 
 /* ---- shared between files ---- */
-/* xb (n, dim) bf16 = x normed by weights norm (without the factor 1/rms, which goes to inv (n)), or silu(x) * up, or x. */
-fm_status fm_cuda_prepare(fm_ctx *c, bf16 *xb, float *inv, const float *x, int64_t ldx, const float *up, const float *norm,
-                          float eps, int64_t n, int64_t dim);
 /* out (n, w.rows) = w xb, tensor cores, for many rows. out f32, or bf16 when out_bf16. */
 fm_status fm_cuda_gemm(fm_ctx *c, const fm_mat *w, const bf16 *xb, int64_t ldx, void *out, int64_t ldo, bool out_bf16,
                        const float *bias, int64_t n, bool add);

@@ -52,43 +52,50 @@ __global__ void plain_kernel(plain_job j) {
   }
 }
 
-/* The same for f32 weights whose rows are whole vectors: the router. A warp a row and four tokens, in steps of 128. */
-template <int T> __global__ void __launch_bounds__(256) exact_kernel(plain_job j) {
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int64_t r = blockIdx.x * (int64_t)8 + warp, i0 = blockIdx.y * (int64_t)T, k = j.w.cols;
-  const float4 *w = (const float4 *)((const float *)j.w.data + r * k), *norm = (const float4 *)j.norm;
-  constexpr int AHEAD = 16;              // weights that are asked for before the kernel ahead has ended: 2048 of K
-  float4 first[AHEAD];
+/* The same for f32 weights whose rows are whole vectors: the router. A warp a row and T tokens, K in steps of 2048; the weights of
+   the first are asked for, and normed, before the kernel ahead has ended. */
+constexpr int EXACT_WARPS = 4, EXACT_STEP = 16;          /* vectors a lane */
+
+__device__ __forceinline__ void exact_weights(float4 (&a)[EXACT_STEP], const float4 *w, const float4 *norm, int64_t i0, int64_t end) {
 #pragma unroll
-  for (int i = 0; i < AHEAD; i++) first[i] = r < j.w.rows && lane + i * 32 < k / 4 ? w[lane + i * 32] : float4{ 0, 0, 0, 0 };
+  for (int u = 0; u < EXACT_STEP; u++) {
+    int64_t i = i0 + u * 32;
+    a[u] = i < end ? w[i] : float4{ 0, 0, 0, 0 };
+    if (!norm || i >= end) continue;
+    float4 b = norm[i];
+    a[u] = { a[u].x * b.x, a[u].y * b.y, a[u].z * b.z, a[u].w * b.w };
+  }
+}
+
+template <int T> __global__ void __launch_bounds__(EXACT_WARPS * 32) exact_kernel(plain_job j) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int64_t r = blockIdx.x * (int64_t)EXACT_WARPS + warp, i0 = blockIdx.y * (int64_t)T, k = j.w.cols, end = r < j.w.rows ? k / 4 : 0;
+  const float4 *w = (const float4 *)((const float *)j.w.data + r * k), *norm = (const float4 *)j.norm;
+  float4 a[EXACT_STEP];
+  exact_weights(a, w, norm, lane, end);
   fm_go_on();
   fm_wait();
-  if (r >= j.w.rows) return;
   float sum[T] = {}, square[T] = {};
-  for (int64_t part = 0; part < k / 4; part += AHEAD * 32)
+  for (int64_t part = lane; part < end; part += EXACT_STEP * 32) {
+    if (part != lane) exact_weights(a, w, norm, part, end);
 #pragma unroll
-    for (int u = 0; u < AHEAD; u++) {
-      int64_t i = part + u * 32 + lane;
-      if (i >= k / 4) break;
-      float4 a = part ? w[i] : first[u];
-      if (norm) {
-        float4 b = norm[i];
-        a = { a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w };
-      }
+    for (int t = 0; t < T; t++) {
+      const float4 *in = (const float4 *)(j.x + (i0 + t < j.n ? i0 + t : j.n - 1) * j.ldx);
+      float4 x[EXACT_STEP];
 #pragma unroll
-      for (int t = 0; t < T; t++) {
-        if (i0 + t >= j.n) break;
-        float4 x = ((const float4 *)(j.x + (i0 + t) * j.ldx))[i];
-        square[t] = fmaf(x.w, x.w, fmaf(x.z, x.z, fmaf(x.y, x.y, fmaf(x.x, x.x, square[t]))));
-        sum[t] = fmaf(a.w, x.w, fmaf(a.z, x.z, fmaf(a.y, x.y, fmaf(a.x, x.x, sum[t]))));
+      for (int u = 0; u < EXACT_STEP; u++) x[u] = part + u * 32 < end ? in[part + u * 32] : float4{ 0, 0, 0, 0 };
+#pragma unroll
+      for (int u = 0; u < EXACT_STEP; u++) {
+        square[t] = fmaf(x[u].w, x[u].w, fmaf(x[u].z, x[u].z, fmaf(x[u].y, x[u].y, fmaf(x[u].x, x[u].x, square[t]))));
+        sum[t] = fmaf(a[u].w, x[u].w, fmaf(a[u].z, x[u].z, fmaf(a[u].y, x[u].y, fmaf(a[u].x, x[u].x, sum[t]))));
       }
     }
+  }
 #pragma unroll
   for (int t = 0; t < T; t++) {
-    if (i0 + t >= j.n) break;
     float v = fm_warp_sum(sum[t]), s = fm_warp_sum(square[t]);
     if (norm) v *= rsqrtf(s / (float)k + j.eps);
-    if (lane == 0) j.out[(i0 + t) * j.ldo + r] = v;
+    if (lane == 0 && end && i0 + t < j.n) j.out[(i0 + t) * j.ldo + r] = v;
   }
 }
 
@@ -147,11 +154,11 @@ static fm_status plain(fm_ctx *c, const fm_mm *m) {
   for (int64_t i = 0; i < m->n; i += 4 * 65535) {  // grid.y has 16 bits
     int64_t n = m->n - i < 4 * 65535 ? m->n - i : 4 * 65535;
     j.x = m->x + i * m->ldx, j.up = m->up ? m->up + i * m->ldx : NULL, j.out = m->out + i * m->ldo, j.n = n;
-    unsigned rows = (unsigned)((m->w->rows + 7) / 8);
+    unsigned rows = (unsigned)((m->w->rows + EXACT_WARPS - 1) / EXACT_WARPS);
     if (whole_vectors(m) && !c->generated)
       fm_launch(c, exact_many_kernel, dim3((unsigned)((m->w->rows + 63) / 64), (unsigned)((n + 31) / 32)), 256, 0, j);
-    else if (whole_vectors(m) && n == 1) fm_launch(c, exact_kernel<1>, rows, 256, 0, j);
-    else if (whole_vectors(m)) fm_launch(c, exact_kernel<4>, dim3(rows, (unsigned)((n + 3) / 4)), 256, 0, j);
+    else if (whole_vectors(m) && n <= 16) fm_launch(c, exact_kernel<1>, dim3(rows, (unsigned)n), EXACT_WARPS * 32, 0, j);
+    else if (whole_vectors(m)) fm_launch(c, exact_kernel<4>, dim3(rows, (unsigned)((n + 3) / 4)), EXACT_WARPS * 32, 0, j);
     else fm_launch(c, plain_kernel, dim3((unsigned)((m->w->rows + 7) / 8), (unsigned)((n + 3) / 4)), 256, 0, j);
   }
   return fm_cuda_launched(c, "a plain product");
@@ -159,136 +166,93 @@ static fm_status plain(fm_ctx *c, const fm_mm *m) {
 
 /* ---- skinny ---- */
 
-struct skinny_item {
-  fm_dmat w;
-  const float *x, *norm, *inv, *bias;    /* norm: x is f32 and normed here; inv: xb was made without this factor */
-  const bf16 *xb;
-  float *out;
-  int64_t ldx, ldo, n;
-  float eps;
-  int first, add;
-};
-struct skinny_list { skinny_item item[4]; int n, items; };
-
-/* Item -> product and its 16 rows. */
-template <int F8> struct dense_tiles {
-  const skinny_list &list;
-  int reps;
-  __device__ __forceinline__ const skinny_item *at(int item, int *r0) const {
-    int which = 0;
-    if (item >= list.items) return nullptr;
-    while (which + 1 < list.n && item >= list.item[which + 1].first) which++;
-    *r0 = (item - list.item[which].first) * 16;
-    return &list.item[which];
-  }
-  __device__ __forceinline__ bool operator()(int item, int, fm_tile *t) const {
-    int r0;
-    const skinny_item *j = at(item, &r0);
-    if (j) *t = fm_tile16<F8>(j->w, r0, reps);
-    return j != nullptr;
-  }
+struct skinny_item { fm_dmat w; const float *bias; float *out; int64_t ldo; int add; };
+/* Products of one input: staged by every block, or made before (x16, rows of 16 bits, and factor). */
+struct skinny_list {
+  skinny_item item[4];
+  int n_items, tiles;
+  fm_source in;
+  const uint16_t *x16;
+  const float *factor;
 };
 
-template <int F8, int NT, bool F32X> __global__ void __launch_bounds__(256, NT > 4 ? 1 : 2) skinny_kernel(const __grid_constant__ skinny_list list) {
+template <int F8, int NT, bool STAGED> __global__ void __launch_bounds__(256, NT > 4 ? 1 : 2) skinny_kernel(const __grid_constant__ skinny_list list) {
   extern __shared__ __align__(16) char shared[];
-  __shared__ float inv[4][8];            // of each product's rows, where x is normed here
+  __shared__ fm_group group[4];
+  __shared__ float factor[FM_STAGED_ROWS];
   using S = fm_stream<F8, NT>;
-  int n = (int)list.item[0].n, r0;
-  dense_tiles<F8> tile = { list, (n + NT * 8 - 1) / (NT * 8) };
+  int n = list.in.n, pitch = STAGED ? fm_pitch<F8>(list.in.cols) : list.in.cols;
+  uint16_t *staged = (uint16_t *)(shared + S::SHARED);
   S s;
-  s.begin(shared, tile);
+  s.begin(shared);
+  if (threadIdx.x < list.n_items)
+    group[threadIdx.x] = fm_group_of<false>(list.item[threadIdx.x].w, list.item[threadIdx.x].w, (n + NT * 8 - 1) / (NT * 8));
+  __syncthreads();
+  fm_list<false, false> tiles = { group, list.n_items, list.n_items, 0 };
+  s.fill(tiles);
+  if (STAGED) fm_stage_soon(list.in);
   fm_go_on();
   fm_wait();
-  if (F32X)
-    for (int i = 0; i < list.n; i++)
-      for (int r = 0; list.item[i].norm && r < n; r++) {
-        if (i && list.item[i].norm == list.item[i - 1].norm && list.item[i].x == list.item[i - 1].x) {
-          if (threadIdx.x == 0) inv[i][r] = inv[i - 1][r];
-          continue;
-        }
-        float v = fm_inv_rms(list.item[i].x + r * list.item[i].ldx, list.item[i].w.cols, list.item[i].eps);
-        if (threadIdx.x == 0) inv[i][r] = v;
-      }
-  float *red = (float *)(shared + 8 * S::RING * S::SLOT);
+  if (STAGED) fm_stage<F8>(staged, factor, list.in);
+  const uint16_t *rows = STAGED ? staged : list.x16;
+  float *red = (float *)(shared + S::RINGS);
   uint32_t turn = 0;
-  for (int item = blockIdx.x; const skinny_item *j = tile.at(item, &r0); item += gridDim.x)
-    for (int i0 = 0; i0 < n; i0 += NT * 8, turn++) {
-      fm_tile t = fm_tile16<F8>(j->w, r0, 1);
-      float acc[NT][4] = {}, *sum = red + turn % 2 * (8 * 16 * NT * 8);
-      if constexpr (F32X) {
-        fm_x32 x[NT];
+  for (fm_place at = { 0, (int)blockIdx.x, 0 }; tiles.settle(at); tiles.step(at)) {
+    const skinny_item &j = list.item[at.group];
+    for (int i0 = 0; i0 < n; i0 += NT * 8, turn ^= 1) {
+      float acc[NT][4] = {}, *sum = red + turn * (8 * 16 * NT * 8);
+      const uint16_t *x[NT];
 #pragma unroll
-        for (int m = 0; m < NT; m++) x[m] = { i0 + m * 8 + s.lane / 4 < n ? j->x + (i0 + m * 8 + s.lane / 4) * j->ldx : nullptr, j->norm };
-        s.run(acc, t, tile, x);
-      } else {
-        fm_x16 x[NT];
-#pragma unroll
-        for (int m = 0; m < NT; m++) x[m] = { i0 + m * 8 + s.lane / 4 < n ? j->xb + (int64_t)(i0 + m * 8 + s.lane / 4) * j->w.cols : nullptr };
-        s.run(acc, t, tile, x);
-      }
+      for (int m = 0; m < NT; m++) x[m] = i0 + m * 8 + s.lane / 4 < n ? rows + (int64_t)(i0 + m * 8 + s.lane / 4) * pitch : nullptr;
+      s.run(acc, list.in.cols, tiles, x);
       fm_skinny_put<NT>(sum, acc, s.warp, s.lane);
       __syncthreads();
       for (int e = threadIdx.x; e < 16 * NT * 8; e += 256) {
-        int row = e % 16, token = e / 16;
-        if (r0 + row >= j->w.rows || i0 + token >= n) continue;
-        float v = fm_skinny_sum<NT>(sum, row, token);
-        if (F32X && j->norm) v *= inv[j - list.item][token];
-        if (!F32X && j->inv) v *= j->inv[i0 + token];
-        if (j->bias) v += j->bias[r0 + row];
-        float *out = j->out + (i0 + token) * j->ldo + r0 + row;
-        *out = j->add ? *out + v : v;
+        int row = at.tile * 16 + e % 16, token = i0 + e / 16;
+        if (row >= group[at.group].rows || token >= n) continue;
+        float v = fm_skinny_sum<NT>(sum, e % 16, e / 16) * (STAGED ? factor[token] : list.factor[token]);
+        if (j.bias) v += j.bias[row];
+        float *out = j.out + token * j.ldo + row;
+        *out = j.add ? *out + v : v;
       }
     }
-}
-
-template <int F8, int NT, bool F32X> static void skinny_launch(fm_ctx *c, skinny_list *l) {
-  int tiles = 0, n_sm = fm_cuda_of(c)->n_sm * FM_PER_SM;
-  size_t shared = fm_stream<F8, NT>::SHARED;
-  for (int i = 0; i < l->n; i++) {
-    l->item[i].first = tiles;
-    tiles += (int)((l->item[i].w.rows + 15) / 16);
   }
-  l->items = tiles;
-  cudaFuncSetAttribute(skinny_kernel<F8, NT, F32X>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-  fm_launch(c, skinny_kernel<F8, NT, F32X>, (unsigned)(tiles < n_sm ? tiles : n_sm), 256, shared, *l);
 }
 
-template <int F8> static void skinny_choose(fm_ctx *c, skinny_list *l, bool f32x) {
-  int64_t n = l->item[0].n;
-  if (f32x) skinny_launch<F8, 1, true>(c, l);
-  else if (n <= 8) skinny_launch<F8, 1, false>(c, l);
+template <int F8, int NT, bool STAGED> static void skinny_launch(fm_ctx *c, const skinny_list *l) {
+  int n_sm = fm_cuda_of(c)->n_sm * FM_PER_SM;
+  size_t shared = fm_stream<F8, NT>::SHARED + (STAGED ? l->in.n * fm_pitch<F8>(l->in.cols) * sizeof(uint16_t) : 0);
+  cudaFuncSetAttribute(skinny_kernel<F8, NT, STAGED>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+  fm_launch(c, skinny_kernel<F8, NT, STAGED>, (unsigned)(l->tiles < n_sm ? l->tiles : n_sm), 256, shared, *l);
+}
+
+template <int F8> static fm_status skinny_run(fm_ctx *c, skinny_list *l) {
+  int64_t n = l->in.n, cols = l->in.cols;
+  if (n <= FM_STAGED_ROWS && n * fm_pitch<F8>(cols) * sizeof(uint16_t) <= FM_STAGED_BYTES) {
+    skinny_launch<F8, 1, true>(c, l);
+    return fm_cuda_launched(c, "a product of few rows");
+  }
+  uint16_t *x16;
+  float *factor;
+  TRY(fm_cuda_take_n(c, &x16, n * cols));
+  TRY(fm_cuda_take_n(c, &factor, n));
+  TRY(fm_cuda_prepare(c, F8, x16, factor, l->in));
+  l->x16 = x16, l->factor = factor;
+  if (n <= 8) skinny_launch<F8, 1, false>(c, l);
   else if (n <= 16) skinny_launch<F8, 2, false>(c, l);
   else if (n <= 32) skinny_launch<F8, 4, false>(c, l);
   else skinny_launch<F8, 8, false>(c, l);
-}
-
-static bool same_input(const fm_mm *a, const fm_mm *b) {
-  return a->x == b->x && a->norm == b->norm && a->up == b->up && a->n == b->n && a->w->cols == b->w->cols;
-}
-
-/* A run of up to four products of one dtype; few rows need no bf16 copy of the input. */
-static fm_status skinny(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
-  skinny_list l = {};
-  bool f32x = mm[0].n <= 8 && !mm[0].up && mm[0].ldx % 4 == 0;
-  for (int64_t i = 0; i < n_mm; i++) f32x = f32x && !mm[i].up && mm[i].ldx % 4 == 0;
-  for (int64_t i = 0; i < n_mm; i++) {
-    const fm_mm *m = &mm[i];
-    l.item[l.n] = { fm_dmat_of(m->w), m->x, m->norm, NULL, m->bias, NULL, m->out, m->ldx, m->ldo, m->n, m->eps, 0, m->add };
-    if (!f32x && i > 0 && same_input(m, m - 1)) {
-      l.item[l.n].xb = l.item[l.n - 1].xb, l.item[l.n].inv = l.item[l.n - 1].inv;
-    } else if (!f32x) {
-      bf16 *xb;
-      float *inv = NULL;
-      TRY(fm_cuda_take_n(c, &xb, m->n * m->w->cols));
-      if (m->norm) TRY(fm_cuda_take_n(c, &inv, m->n));
-      TRY(fm_cuda_prepare(c, xb, inv, m->x, m->ldx, m->up, m->norm, m->eps, m->n, m->w->cols));
-      l.item[l.n].xb = xb, l.item[l.n].inv = inv;
-    }
-    l.n++;
-  }
-  if (mm[0].w->dtype == FM_F8_E4M3) skinny_choose<1>(c, &l, f32x);
-  else skinny_choose<0>(c, &l, f32x);
   return fm_cuda_launched(c, "a product of few rows");
+}
+
+/* A run of up to four products of one dtype and one input. */
+static fm_status skinny(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
+  skinny_list l = { .n_items = (int)n_mm, .in = { mm->x, mm->norm, mm->up, mm->ldx, mm->eps, (int)mm->n, (int)mm->w->cols } };
+  for (int64_t i = 0; i < n_mm; i++) {
+    l.item[i] = { fm_dmat_of(mm[i].w), mm[i].bias, mm[i].out, mm[i].ldo, mm[i].add };
+    l.tiles += (int)((mm[i].w->rows + 15) / 16);
+  }
+  return mm->w->dtype == FM_F8_E4M3 ? skinny_run<1>(c, &l) : skinny_run<0>(c, &l);
 }
 
 /* ---- cuBLASLt, opened when first wanted ---- */
@@ -448,11 +412,15 @@ __global__ void input_kernel(bf16 *xb, const float *x, int64_t ldx, const float 
   }
 }
 
+static bool same_input(const fm_mm *a, const fm_mm *b) {
+  return a->x == b->x && a->ldx == b->ldx && a->norm == b->norm && a->up == b->up && a->n == b->n && a->w->cols == b->w->cols;
+}
+
 static fm_status gemm(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
   bf16 *xb = NULL;
   for (int64_t i = 0; i < n_mm; i++) {
     const fm_mm *m = &mm[i];
-    if (i == 0 || !same_input(m, m - 1)) {
+    if (i == 0) {
       TRY(fm_cuda_take_n(c, &xb, m->n * m->w->cols));
       fm_launch(c, input_kernel, (unsigned)m->n, 256, 0, xb, m->x, m->ldx, m->up, m->norm, m->eps, m->w->cols);
       TRY(fm_cuda_launched(c, "the input of a product"));
@@ -477,8 +445,8 @@ fm_status fm_cuda_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
     way how = way_of(c, &mm[i]);
     n = 1;
     if (mm[i].n == 0 || mm[i].w->rows == 0) continue;
-    while (how != PLAIN && n < 4 && i + n < n_mm && way_of(c, &mm[i + n]) == how && mm[i + n].n == mm[i].n &&
-           mm[i + n].w->dtype == mm[i].w->dtype) n++;
+    while (how != PLAIN && n < 4 && i + n < n_mm && way_of(c, &mm[i + n]) == how && same_input(&mm[i + n], &mm[i]) &&
+           mm[i + n].w->dtype == mm[i].w->dtype && mm[i + n].w->rows > 0) n++;
     if (how == PLAIN) TRY(plain(c, &mm[i]));
     else TRY(how == SKINNY ? skinny(c, &mm[i], n) : gemm(c, &mm[i], n));
   }

@@ -16,6 +16,18 @@ struct sorted {
 
 struct stack { fm_dmat w; int64_t step, scale_step; };      /* expert e's matrix at data + e * step */
 
+__device__ __forceinline__ fm_dmat fm_pick(const stack &s, int e) {
+  fm_dmat w = s.w;
+  w.data += e * s.step;
+  if (w.scale) w.scale += e * s.scale_step;
+  return w;
+}
+
+/* Experts of one row, whose weights all fit the skinny kernels. */
+bool      fm_moe_one_can(const fm_experts *e);
+fm_status fm_moe_one(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
+                     const stack *gate, const stack *up, const stack *down);
+
 /* out[i] += sum over k of weight * y[place of slot], then the shared expert's; place NULL: slots stand in order. */
 void fm_moe_combine(fm_ctx *c, float *out, const float *y, const float *weight, const int32_t *place, const float *shared,
                     const fm_experts *e, int64_t n);

@@ -1,8 +1,8 @@
 /*
-** norm.cu - embedding, RMSNorm, and making the bf16 inputs of products.
-** One block of 256 threads a row; several where a row needs no sum.
+** norm.cu - embedding, RMSNorm, and making the inputs of products.
+** One block of 256 threads a row.
 */
-#include "cuda.cuh"
+#include "skinny.cuh"
 
 __global__ void embed_kernel(float *out, fm_dmat w, const int32_t *id) {
   fm_go_on();
@@ -39,27 +39,14 @@ fm_status fm_cuda_rms_norm(fm_ctx *c, float *out, int64_t ldo, const float *x, i
   return fm_cuda_launched(c, "rms_norm");
 }
 
-__global__ void prepare_kernel(bf16 *xb, float *inv, const float *x, int64_t ldx, const float *up, const float *norm, float eps,
-                               int64_t dim) {
+template <int F8> __global__ void __launch_bounds__(256) prepare_kernel(uint16_t *to, float *factor, fm_source s) {
   fm_go_on();
   fm_wait();
-  x += blockIdx.x * ldx;
-  xb += blockIdx.x * dim;
-  if (norm) {
-    float r = fm_inv_rms(x, dim, eps);
-    if (threadIdx.x == 0) inv[blockIdx.x] = r;
-  }
-  for (int64_t i = blockIdx.y * 256 + threadIdx.x; i < dim; i += gridDim.y * 256) {
-    float v = x[i];
-    if (norm) v *= norm[i];
-    if (up) v = fm_silu(v) * up[blockIdx.x * ldx + i];
-    xb[i] = __float2bfloat16_rn(v);
-  }
+  float f = fm_stage_row<F8>(to + blockIdx.x * (int64_t)s.cols, s, blockIdx.x);
+  if (threadIdx.x == 0) factor[blockIdx.x] = f;
 }
 
-fm_status fm_cuda_prepare(fm_ctx *c, bf16 *xb, float *inv, const float *x, int64_t ldx, const float *up, const float *norm,
-                          float eps, int64_t n, int64_t dim) {
-  unsigned wide = norm ? 1 : (unsigned)((dim + 1023) / 1024);
-  fm_launch(c, prepare_kernel, dim3((unsigned)n, wide), 256, 0, xb, inv, x, ldx, up, norm, eps, dim);
+fm_status fm_cuda_prepare(fm_ctx *c, bool f8, uint16_t *to, float *factor, const fm_source &s) {
+  fm_launch(c, f8 ? prepare_kernel<1> : prepare_kernel<0>, (unsigned)s.n, 256, 0, to, factor, s);
   return fm_cuda_launched(c, "prepare");
 }
