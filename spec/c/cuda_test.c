@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/rng.h"
 #include "op/load.h"
 #include "op/op.h"
 
@@ -108,13 +109,14 @@ static void drop_weight(weight *w) { free((void *)(uintptr_t)w->host.data), free
 
 /* ---- products ---- */
 
-typedef struct product { int64_t n, rows, cols; fm_dtype t; bool norm, gate, add, bias; } product;
+typedef struct product { int64_t n, rows, cols; fm_dtype t; bool norm, gate, add, bias; float amplitude; } product;
 
 static double run_product(const product *p, bool generated, bool *alone) {
   int64_t ld = p->cols + (p->cols % 4 ? 1 : 4), ldo = p->rows % 8 ? p->rows + 2 : p->rows + 4;
   weight w = new_weight(p->rows, p->cols, p->t);
   float *x = floats(p->n * ld), *u = floats(p->n * ld), *nw = floats(p->cols), *b = floats(p->rows);
   float *out = floats(p->n * ldo), *start = p->add ? out : poison(p->n * ldo);
+  for (int64_t i = 0; i < p->n * ld; i++) x[i] *= p->amplitude;
   float *dx = upf(x, p->n * ld), *du = upf(u, p->n * ld), *dn = upf(nw, p->cols), *db = upf(b, p->rows);
   float *dout = upf(start, p->n * ldo), *done = upf(start, p->n * ldo);
   fm_mm m = { .w = &w.host, .x = x, .ldx = ld, .norm = p->norm ? nw : NULL, .eps = 1e-6f, .up = p->gate ? u : NULL, .out = out,
@@ -157,7 +159,9 @@ static void test_products(void) {
         int64_t n = t % 4 == 0 ? 1 : t % 4 == 1 ? between(2, 9) : t % 4 == 2 ? between(9, 70) : between(70, 300);
         bool odd = t % 5 == 4;
         product p = { n, odd ? between(1, 200) : 8 * between(1, 60), odd ? between(1, 300) : 16 * between(1, 90), types[t / 4 % 4],
-                      t % 3 == 0, t % 3 == 1, t % 2 == 0, t % 7 == 3 };
+                      t % 3 == 0, t % 3 == 1, t % 2 == 0, t % 7 == 3, 1 };
+        if (t % 6 == 5) p.amplitude = 1e6f;      // beyond what f16 holds
+        if (t % 6 == 3 && !p.add) p.amplitude = 1e-6f;
         if (arithmetic && (p.t == FM_F32 || p.t == FM_F16)) p.t = FM_BF16;
         double off = run_product(&p, role == 1, &alone);
         if (!(off < (arithmetic ? BF16_TOL : F32_TOL)))
@@ -390,6 +394,49 @@ static void test_attention(void) {
   }
 }
 
+/* ---- drawing ---- */
+
+static int32_t best_of(const float *logit, const fm_draw_rule *r, int64_t n_valid) {
+  double most = -INFINITY;
+  int32_t best = 0;
+  for (int32_t i = 0; i < n_valid; i++) {
+    double v = logit[i];
+    if (r->temperature > 0) v = v / r->temperature - log(-log(fm_noise(r->seed, r->sample, r->index, i)));
+    if (logit[i] > -INFINITY && v > most) most = v, best = i;
+  }
+  return best;
+}
+
+/* Flat logits (noise decides, also where it is close to its ends), steep ones, masked ones, ties. */
+static void test_draw(void) {
+  enum { N = 24, VOCAB = 20003, VALID = 20000 };
+  static const float temperature[4] = { 1, 0, 0.01f, 30 };
+  float *logit = floats((int64_t)N * VOCAB);
+  fm_draw_rule rule[N];
+  int32_t id[N];
+  int wrong = 0;
+  for (int i = 0; i < N; i++) {
+    rule[i] = (fm_draw_rule){ .seed = draw(), .index = draw(), .sample = (uint32_t)i, .temperature = temperature[i % 4] };
+    for (int j = 0; j < VOCAB; j++) {
+      float *l = &logit[i * VOCAB + j];
+      *l = i / 4 == 0 ? 0 : i / 4 == 1 ? *l * 20 : i / 4 == 2 && j % 3 ? -INFINITY : i / 4 == 3 ? (float)(j % 7) : *l;
+    }
+  }
+  float *dlogit = upf(logit, (int64_t)N * VOCAB);
+  int32_t *did = up(id, sizeof id);
+  for (int64_t at = 0, n = 1; at < N; at += n, n = 5) {          // a row alone, then a few, then all
+    RUN(&gpu, gpu.ops->draw(&gpu, did + at, dlogit + at * VOCAB, rule + at, at + n > N ? N - at : n, VOCAB, VALID));
+  }
+  for (int turn = 0; turn < 2; turn++) {
+    if (turn) RUN(&gpu, gpu.ops->draw(&gpu, did, dlogit, rule, N, VOCAB, VALID));
+    int32_t *got = (int32_t *)(void *)down((float *)(void *)did, N);
+    for (int i = 0; i < N; i++) wrong += got[i] != best_of(logit + i * VOCAB, &rule[i], VALID);
+    free(got);
+  }
+  free(logit), release();
+  check(wrong == 0, "draws what the sampler would", wrong);
+}
+
 /* ---- routing and experts ---- */
 
 static void test_route(void) {
@@ -507,8 +554,8 @@ static void test_memory(void) {
 /* usage: cuda_test [group]: one group alone, for tools that watch every access and take their time */
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
-    { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention }, { "route", test_route },
-    { "experts", test_experts }, { "memory", test_memory } };
+    { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention },
+    { "draw", test_draw }, { "route", test_route }, { "experts", test_experts }, { "memory", test_memory } };
   fm_error err;
   if (fm_ctx_open(&gpu, "cuda", 0, &err) != FM_OK) {
     printf("skip - the CUDA device: %s\n", err.message);
