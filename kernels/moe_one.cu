@@ -10,6 +10,7 @@
 #include "skinny.cuh"
 
 constexpr int MOST_SLOTS = 16;
+constexpr int PAIR_RING = 3;             /* slots of a ring of gate and up */
 constexpr size_t STAGED = 48 << 10;      /* bytes of all slots' inputs of down that a block keeps */
 
 struct one_job {
@@ -27,7 +28,7 @@ template <int F8> __global__ void __launch_bounds__(256, 2) one_gate_up_kernel(c
   extern __shared__ __align__(16) char shared[];
   __shared__ fm_group group[MOST_SLOTS + 1];
   __shared__ float factor[FM_STAGED_ROWS], red[2][8][16];
-  using S = fm_stream<F8, 1>;
+  using S = fm_stream<F8, 1, PAIR_RING>;
   uint16_t *staged = (uint16_t *)(shared + S::RINGS);
   fm_list<true, false> tiles = { group, 1 + j.slots, 1, 0 };
   S s;
@@ -140,10 +141,11 @@ template <typename K> static void launch(fm_ctx *c, K kernel, int64_t tiles, int
 }
 
 template <int F8> static void launch_both(fm_ctx *c, const fm_experts *e, const one_job &j) {
-  size_t rings = fm_stream<F8, 1>::RINGS;
   int64_t pairs = j.slots * ((j.gate.w.rows + 7) / 8) + (j.shared_gate.rows + 7) / 8;
-  launch(c, one_gate_up_kernel<F8>, pairs, FM_PER_SM, 256, rings + fm_pitch<F8>(e->hidden_size) * sizeof(uint16_t), j);
-  launch(c, one_down_kernel<F8>, (j.down.w.rows + 15) / 16, 1, 512, 2 * rings + staged_down(e), j);
+  size_t first = fm_stream<F8, 1, PAIR_RING>::RINGS + fm_pitch<F8>(e->hidden_size) * sizeof(uint16_t);
+  size_t second = 2 * fm_stream<F8, 1>::RINGS + staged_down(e);
+  launch(c, one_gate_up_kernel<F8>, pairs, FM_PER_SM, 256, first, j);
+  launch(c, one_down_kernel<F8>, (j.down.w.rows + 15) / 16, 1, 512, second, j);
 }
 
 /* Half of the work, by columns. */

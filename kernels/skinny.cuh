@@ -217,13 +217,14 @@ __device__ __forceinline__ void fm_mma_f8(float *d, uint32_t top, uint32_t botto
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
-template <int F8, int NT> struct fm_stream {
-  // two blocks on a multiprocessor (one of 64 tokens) hide each other's latencies; of few rows a third one's rings fit beside them
+/* Slots of a warp's ring: what two blocks (one of 64 tokens) have room for; of few rows a third one's fit beside them. */
+constexpr int fm_ring(int NT) { return NT == 1 ? 2 : NT == 2 ? 5 : NT == 4 ? 4 : 8; }
+
+template <int F8, int NT, int RING = fm_ring(NT)> struct fm_stream {
   static constexpr int STEP = F8 ? 64 : 32, STEPS = NT == 1 ? 4 : 2, CHUNK = STEP * STEPS;    /* of K: a lane's 16 bytes times four lanes; a slot */
-  static constexpr int RING = NT == 1 ? 2 : NT == 2 ? 5 : NT == 4 ? 4 : 8;
   static constexpr int LINE = STEPS * 64, SLOT = 16 * LINE;                  /* bytes of a row, of a slot */
   static constexpr int PART = STEP;                                          /* K is dealt to the warps in parts */
-  static constexpr int WARP = RING * (SLOT + (F8 ? STEPS * 8 : 0));                  /* a warp's slots, then their scales: (step, top or bottom) */
+  static constexpr int WARP = RING * (SLOT + (F8 ? STEPS * 8 : 0));          /* a warp's slots, then their scales: (step, top or bottom) */
   static constexpr size_t RINGS = 8 * (size_t)WARP, SUMS = 2 * 8 * 16 * NT * 8 * sizeof(float), SHARED = RINGS + SUMS;
   uint32_t ring, give, take;             /* shared address; slots to ask into and to take from */
   int warp, lane, asked;
