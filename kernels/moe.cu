@@ -11,16 +11,12 @@
 
 /* ---- sort: slots by expert, stable; blocks from 1 on make the inputs ---- */
 
-constexpr int NEAR_SLOTS = 4096;         /* so many ids are read from shared memory */
-
 __device__ void sort_slots(const int32_t *id, int slots, int k, int experts, const sorted &s) {
-  extern __shared__ int32_t count[];     // (experts), then ids
+  extern __shared__ int32_t count[];     // (experts), then the ids (slots): they are read many times
   int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, warps = blockDim.x >> 5;
-  if (slots <= NEAR_SLOTS) {
-    for (int i = threadIdx.x; i < slots; i += blockDim.x) count[experts + i] = id[i];
-    id = count + experts;
-    __syncthreads();
-  }
+  for (int i = threadIdx.x; i < slots; i += blockDim.x) count[experts + i] = id[i];
+  id = count + experts;
+  __syncthreads();
   for (int e = warp; e < experts; e += warps) {
     int n = 0;
     for (int i = 0; i < slots; i += 32) n += __popc(__ballot_sync(~0u, i + lane < slots && id[i + lane] == e));
@@ -364,8 +360,8 @@ static fm_status skinny_experts(fm_ctx *c, float *out, const float *x, const int
   }
   j.x16 = x16, j.factor = factor;
   j.most = (int)(slots < e->n_experts ? slots : e->n_experts);
-  fm_launch(c, f8 ? sort_kernel<1> : sort_kernel<0>, (unsigned)(1 + n), 1024,
-            (e->n_experts + (slots <= NEAR_SLOTS ? slots : 0)) * sizeof(int32_t), id, (int)slots, (int)e->top_k, (int)e->n_experts, j.s, x16, factor, in);
+  fm_launch(c, f8 ? sort_kernel<1> : sort_kernel<0>, (unsigned)(1 + n), 1024, (e->n_experts + slots) * sizeof(int32_t), id, (int)slots,
+            (int)e->top_k, (int)e->n_experts, j.s, x16, factor, in);
   if (f8) launch_experts<1>(c, j);
   else launch_experts<0>(c, j);
   fm_moe_combine(c, out, j.y, weight, j.s.place, j.shared_y, e, n);
