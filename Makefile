@@ -16,6 +16,7 @@ WARN    = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
 # no contraction by the compiler: every fused multiply-add is written where it is meant
 CFLAGS  = -std=gnu11 $(OPT) $(SAN) -fPIC -fvisibility=hidden -ffp-contract=off -pthread $(WARN) -Icsrc $(LUA_INC)
 LUA_INC ?= $(shell pkg-config --cflags lua5.4 2>/dev/null || echo -I/usr/include/lua5.4)
+LUA_LIB ?= $(shell pkg-config --libs lua5.4 2>/dev/null || echo -llua5.4)
 LIBS    = -lcjson -lpcre2-8 -lutf8proc -lm -ldl -pthread
 
 CORE    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/base/*.c csrc/op/*.c csrc/cpu/*.c csrc/io/*.c csrc/model/*.c csrc/run/*.c))
@@ -28,7 +29,7 @@ export LUA_PATH  = lua/?.lua;lua/?/init.lua;;
 export LUA_CPATH = $(BUILD)/?.so;;
 export FATHOM_BUILD = $(BUILD)
 
-.PHONY: all demo test lint asan tsan memcheck fuzz bench bench-gpu format install rock clean help deps
+.PHONY: all demo host test lint asan tsan memcheck fuzz bench bench-gpu format install rock clean help deps
 all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(if $(filter 1,$(CUDA)),$(BUILD)/fathom_cuda.so)   ## build the module and the libraries (default)
 
 $(BUILD)/obj/%.o: csrc/%.c
@@ -54,6 +55,9 @@ $(BUILD)/libfathom.a: $(CORE)
 $(BUILD)/test/%: spec/c/%.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+$(BUILD)/test/lua_test: spec/c/lua_test.c $(BUILD)/libfathom.a
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $< $(LUA_LIB)
 $(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
@@ -62,7 +66,7 @@ $(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
 $(BUILD)/fathom_apart.so: spec/device/apart.c $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -shared -Wl,--exclude-libs,ALL -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 	@mkdir -p $(BUILD)/test && ln -sf ../fathom_apart.so $(BUILD)/test/fathom_apart.so
-$(BUILD)/generate: examples/host_c/generate.c $(BUILD)/libfathom.a
+$(BUILD)/generate $(BUILD)/frames: $(BUILD)/%: examples/host/%.c $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/roofline $(BUILD)/gpu: $(BUILD)/%: examples/bench/%.c examples/bench/v2lite.h $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
@@ -90,7 +94,7 @@ demo: deps                 ## build, then show the main job on the model that co
 test:                      ## build and run every spec and C test
 	@sh .ci/deps.sh build test
 	@$(MAKE) --no-print-directory -s run-tests
-run-tests: all $(CTESTS) $(TOKENIZERS) $(BUILD)/generate $(BUILD)/fathom_apart.so
+run-tests: all $(CTESTS) $(TOKENIZERS) $(BUILD)/generate $(BUILD)/frames $(BUILD)/fathom_apart.so
 	$(LUA) spec/run.lua $(CTESTS)
 lint:                      ## warnings of two compilers as errors, luacheck
 	@sh .ci/deps.sh build lint
@@ -110,6 +114,8 @@ fuzz: $(FUZZERS)           ## each parser for FUZZ_SECONDS (clang)
 	@for f in $(FUZZERS); do n=$$(basename $$f); mkdir -p $(BUILD)/fuzz/corpus/$$n; \
 	  echo "== $$n, $(FUZZ_SECONDS) s"; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 \
 	  $(BUILD)/fuzz/corpus/$$n $$(ls -d spec/fuzz/corpus/$$n 2>/dev/null) >$(BUILD)/fuzz/$$n.log 2>&1 || { tail -40 $(BUILD)/fuzz/$$n.log; exit 1; }; done
+host: $(BUILD)/generate $(BUILD)/frames   ## the C hosts; shows a game's frames with three characters speaking
+	$(BUILD)/frames
 bench: all $(BUILD)/roofline $(TOKENIZERS)   ## speed beside what this machine can do
 	@sh .ci/deps.sh build
 	$(BUILD)/roofline bf16

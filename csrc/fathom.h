@@ -90,7 +90,8 @@ typedef struct fm_load_options {
   const char *experts;      /* where routed experts are kept and computed: "auto" (with the rest), "host" (by the CPU, from the mapping) */
   int64_t ctx;              /* tokens per sequence; 0: min(max_position_embeddings, 4096) */
   int64_t seqs;             /* sequences at once, others wait; 0: 4 */
-  int threads;              /* 0: one per core; 1: no threads are made */
+  int threads;              /* 0: one per core, or per CPU of `cpus`; 1: no threads are made */
+  const char *cpus;         /* where the threads may run, "0-3,8"; NULL: anywhere. The calling thread is the host's own affair */
   int mtp;                  /* drafts per step; -1: 1 where the checkpoint has the layer, 0: none, or FM_MTP_AUTO */
   int64_t chunk;            /* rows of one prompt in a pass, at most; 0: what suits the device */
   int64_t budget;           /* rows of all prompts in a pass, at most; 0: what suits the device */
@@ -123,6 +124,7 @@ FM_API fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err); 
 FM_API void      fm_loader_close(fm_loader *l);
 
 FM_API fm_status fm_load(fm_model **out, const char *dir, const fm_load_options *o, fm_error *err);
+FM_API void      fm_model_keep (fm_model *m);      /* one count more: somebody else may close it too */
 FM_API void      fm_model_close(fm_model *m);      /* drops the caller's count */
 
 /* Advances every task of the model for at most `ms` milliseconds (at least one slice of work; ms <= 0: one step, waited

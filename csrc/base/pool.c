@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdlib.h>
 
 #include "base/mem.h"
 
@@ -115,6 +116,44 @@ void fm_pool_free(fm_pool *p) {
   pthread_cond_destroy(&p->wake);
   fm_free(p->thread);
   fm_free(p);
+}
+
+/* "0-3,8" */
+static fm_status parse_cpus(const char *list, cpu_set_t *set, fm_error *err) {
+  const char *at = list;
+  CPU_ZERO(set);
+  do {
+    char *end;
+    at += at != list;
+    long first = strtol(at, &end, 10), last = first;
+    bool good = end != at && *at >= '0' && *at <= '9';
+    if (good && *end == '-') {
+      at = end + 1;
+      last = strtol(at, &end, 10);
+      good = end != at && *at >= '0' && *at <= '9';
+    }
+    if (!good || first > last || last >= CPU_SETSIZE || (*end && *end != ','))
+      return fm_fail(err, FM_EINVAL, "cpus must be a list like \"0-3,8\", got \"%.64s\"", list);
+    for (long i = first; i <= last; i++) CPU_SET((size_t)i, set);
+    at = end;
+  } while (*at);
+  return FM_OK;
+}
+
+fm_status fm_pool_count(const char *cpus, int *n, fm_error *err) {
+  cpu_set_t set;
+  TRY(parse_cpus(cpus, &set, err));
+  *n = CPU_COUNT(&set);
+  return FM_OK;
+}
+
+fm_status fm_pool_pin(fm_pool *p, const char *cpus, fm_error *err) {
+  cpu_set_t set;
+  TRY(parse_cpus(cpus, &set, err));
+  for (int i = 1; i <= p->started; i++)
+    if (pthread_setaffinity_np(p->thread[i], sizeof set, &set) != 0)
+      return fm_fail(err, FM_ELIMIT, "cpus = \"%.64s\": this process may not run there", cpus);
+  return FM_OK;
 }
 
 int fm_pool_threads(const fm_pool *p) { return p->n_threads; }

@@ -54,6 +54,7 @@ int  fm_bind_guide(lua_State *L);                  /* core.guide(tokenizer, opti
 int  fm_bind_tokenizer(lua_State *L);              /* core.tokenizer(path) */
 int  fm_bind_session(lua_State *L);                /* model:session() */
 int  fm_bind_restore(lua_State *L);                /* model:restore(path) */
+int  fm_bind_adopt(lua_State *L);                  /* core.adopt(number) */
 int  fm_bind_history(lua_State *L);                /* core.history(path) */
 fm_load_options fm_bind_load_options(lua_State *L, int index);
 

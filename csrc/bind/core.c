@@ -11,6 +11,7 @@ fm_load_options fm_bind_load_options(lua_State *L, int index) {
   fm_load_options o = fm_load_options_default();
   o.device = fm_bind_str(L, index, "device", NULL);
   o.dtype = fm_bind_str(L, index, "dtype", NULL);
+  o.cpus = fm_bind_str(L, index, "cpus", NULL);
   o.cache_dtype = fm_bind_str(L, index, "cache_dtype", NULL);
   o.experts = fm_bind_str(L, index, "experts", NULL);
   o.ctx = fm_bind_int(L, index, "ctx", 0);
@@ -174,7 +175,7 @@ int luaopen_fathom_core(lua_State *L) {
   static const luaL_Reg loader[] = { { "step", l_step }, { "finish", l_finish }, { NULL, NULL } };
   static const luaL_Reg functions[] = { { "devices", core_devices }, { "plan", core_plan },
     { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "guide", fm_bind_guide }, { "error", core_error },
-    { "history", fm_bind_history }, { "read", core_read }, { NULL, NULL } };
+    { "history", fm_bind_history }, { "adopt", fm_bind_adopt }, { "read", core_read }, { NULL, NULL } };
   luaL_checkversion(L);
   luaL_newmetatable(L, FM_CERROR);
   lua_pushcfunction(L, error_tostring);

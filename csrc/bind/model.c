@@ -301,6 +301,35 @@ static int m_drop_prefixes(lua_State *L) {
   return 0;
 }
 
+static int m_share(lua_State *L) {
+  uint64_t key;
+  fm_error err;
+  if (fm_model_share(get(L), &key, &err) != FM_OK) return fm_bind_fail(L, &err);
+  lua_pushinteger(L, (lua_Integer)key);
+  return 1;
+}
+
+/* core.adopt(number) -> model */
+int fm_bind_adopt(lua_State *L) {
+  lua_Integer key = luaL_checkinteger(L, 1);
+  fm_handle *h = fm_bind_new(L, FM_CMODEL);
+  fm_model *m;
+  fm_error err;
+  if (fm_model_adopt(&m, (uint64_t)key, &err) != FM_OK) return fm_bind_fail(L, &err);
+  h->p = m;
+  return 1;
+}
+
+static int m_dir(lua_State *L) {
+  lua_pushstring(L, fm_model_dir(get(L)));
+  return 1;
+}
+
+static int m_seqs(lua_State *L) {
+  lua_pushinteger(L, fm_model_seqs(get(L)));
+  return 1;
+}
+
 static int m_tostring(lua_State *L) {
   fm_handle *h = luaL_checkudata(L, 1, FM_CMODEL);
   if (h->p) lua_pushfstring(L, "fathom.core.model (%s)", fm_model_dir(h->p));
@@ -314,6 +343,6 @@ void fm_bind_open_model(lua_State *L) {
     { "has_tokenizer", m_has_tokenizer }, { "config", m_config }, { "vocab_size", m_vocab_size },
     { "ctx", m_ctx }, { "eos", m_eos }, { "bos", m_bos }, { "defaults", m_defaults }, { "mtp", m_mtp },
     { "stats", m_stats }, { "logits", m_logits }, { "hidden", m_hidden }, { "score", m_score },
-    { "step", m_step }, { "drop_prefixes", m_drop_prefixes }, { "session", fm_bind_session }, { "restore", fm_bind_restore }, { NULL, NULL } };
+    { "share", m_share }, { "dir", m_dir }, { "seqs", m_seqs }, { "step", m_step }, { "drop_prefixes", m_drop_prefixes }, { "session", fm_bind_session }, { "restore", fm_bind_restore }, { NULL, NULL } };
   fm_bind_class(L, FM_CMODEL, methods, m_close, m_tostring);
 }

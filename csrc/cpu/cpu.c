@@ -54,6 +54,10 @@ static void cpu_info(const fm_device *d, const char **simd, int *threads) {
   *threads = fm_pool_threads(cpu->pool);
 }
 
+static fm_status cpu_pin(fm_device *d, const char *cpus, fm_error *err) {
+  return fm_pool_pin(((fm_cpu *)d)->pool, cpus, err);
+}
+
 static fm_status cpu_alloc(fm_device *d, void **out, int64_t size, fm_error *err) {
   void *p = fm_alloc(size);
   (void)d;
@@ -79,7 +83,7 @@ const fm_backend *fm_cpu_backend(void) {
   static const fm_backend table = {
     .abi = FM_BACKEND_ABI, .name = "cpu",
     .arithmetic = 1u << FM_F32, .cache_dtypes = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3, .chunk = 512,
-    .open = cpu_open, .close = cpu_close, .memory = cpu_memory, .info = cpu_info,
+    .open = cpu_open, .close = cpu_close, .memory = cpu_memory, .info = cpu_info, .pin = cpu_pin,
     .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .enter = cpu_enter, .leave = cpu_leave,
     .embed = fm_cpu_embed, .rms_norm = fm_cpu_rms_norm, .matmul = fm_cpu_matmul, .rope = fm_cpu_rope,
     .cache_store = fm_cpu_cache_store, .turn = fm_cpu_turn, .mla_store = fm_cpu_mla_store,

@@ -161,6 +161,7 @@ struct fm_backend {
   void      (*close)(fm_device *d);
   fm_status (*memory)(fm_device *d, int64_t *total, int64_t *free_bytes);
   void      (*info)(const fm_device *d, const char **simd, int *threads);    /* for people */
+  fm_status (*pin)(fm_device *d, const char *cpus, fm_error *err);   /* fm_pool_pin; NULL: it has no threads */
   fm_status (*alloc)(fm_device *d, void **out, int64_t size, fm_error *err);  /* 64-byte aligned */
   void      (*release)(fm_device *d, void *p);
   void      (*copy)(fm_device *d, void *dst, const void *src, int64_t size);  /* within the device */

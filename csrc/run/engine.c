@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/file.h"
+#include "base/pool.h"
 
 /* Everything that follows from config, options and device, before any weight is read. */
 typedef struct setup {
@@ -222,16 +223,24 @@ static fm_status check_room(fm_model *m, fm_store *store, const setup *s, fm_err
                  (long long)p.max_ctx);
 }
 
+/* A device, its threads where the options want them. */
+static fm_status open_device(fm_ctx *c, const char *device, const fm_load_options *o, fm_error *err) {
+  int n = o->threads, named_cpus = 0;
+  if (o->cpus) TRY(fm_pool_count(o->cpus, &named_cpus, err));
+  TRY(fm_ctx_open(c, device, n ? n : named_cpus, err));
+  return o->cpus && c->ops->pin ? c->ops->pin(c->dev, o->cpus, err) : FM_OK;
+}
+
 static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *err) {
   fm_model *m = l->m;
   fm_store *store;
   TRY(fm_config_load(&m->cfg, m->dir, err));
   TRY(check_options(&m->cfg, o, err));
   TRY(fm_store_open(&store, m->dir, err));
-  fm_status status = fm_ctx_open(&m->c, o->device, o->threads, err);
+  fm_status status = open_device(&m->c, o->device, o, err);
   if (status == FM_OK) status = make_setup(&l->s, m->c.ops, &m->cfg, stored_dtype(store), o, err);
   if (status == FM_OK) status = check_room(m, store, &l->s, err);
-  if (status == FM_OK && l->s.host_experts) status = fm_ctx_open(&m->host, "cpu", o->threads, err);
+  if (status == FM_OK && l->s.host_experts) status = open_device(&m->host, "cpu", o, err);
   if (status != FM_OK) {
     fm_store_close(store);
     return status;
@@ -358,6 +367,7 @@ void fm_model_close(fm_model *m) {
 const fm_config *fm_model_config(const fm_model *m) { return &m->cfg; }
 fm_tokenizer *fm_model_tokenizer(const fm_model *m) { return m->tok; }
 int fm_model_mtp(const fm_model *m) { return m->drafts; }
+int64_t fm_model_seqs(const fm_model *m) { return m->seqs; }
 const char *fm_model_dir(const fm_model *m) { return m->dir; }
 int64_t fm_model_vocab_size(const fm_model *m) { return m->cfg.vocab_size; }
 int64_t fm_model_ctx(const fm_model *m) { return m->ctx; }

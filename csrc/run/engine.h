@@ -120,7 +120,12 @@ const fm_config *fm_model_config(const fm_model *m);
 fm_tokenizer    *fm_model_tokenizer(const fm_model *m);   /* NULL: none */
 int              fm_model_mtp(const fm_model *m);         /* drafts a step as loaded */
 const char      *fm_model_dir(const fm_model *m);
-void             fm_model_keep(fm_model *m);
+int64_t          fm_model_seqs(const fm_model *m);
+
+/* ---- share.c ---- */
+/* Offers the model to whoever adopts it by this number, once; the offer holds a count. FM_ELIMIT: no such offer. */
+fm_status fm_model_share(fm_model *m, uint64_t *key, fm_error *err);
+fm_status fm_model_adopt(fm_model **out, uint64_t key, fm_error *err);
 
 double fm_now_ms(void);                                   /* monotonic */
 

@@ -14,7 +14,7 @@ local known = {
   dtype = is.word("auto", "f32", "bf16", "fp8"), cache_dtype = is.word("auto", "bf16", "fp8", "f32"),
   experts = is.word("auto", "host"),
   ctx = is.count(1), seqs = is.count(1, 65536), threads = is.count(1, 1024), verify = is.boolean, debug = is.boolean,
-  deterministic = is.boolean,
+  deterministic = is.boolean, cpus = is.string,
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), progress = is.callable,
   chunk = is.count(1), budget = is.count(1), cache_bytes = is.count(1), prefix_cache = is.one_of(is.boolean, is.count(0)),
 }
@@ -54,7 +54,7 @@ local function core_options(what, o)
     end
   end
   return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, experts = o.experts, ctx = math.tointeger(o.ctx),
-           seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), verify = o.verify, debug = o.debug,
+           seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), cpus = o.cpus, verify = o.verify, debug = o.debug,
            deterministic = o.deterministic ~= false, mtp = sampling.drafts(o.mtp),
            chunk = math.tointeger(o.chunk), budget = math.tointeger(o.budget),
            cache_bytes = math.tointeger(o.cache_bytes), prefix_bytes = prefix_bytes(o.prefix_cache) }
@@ -146,6 +146,7 @@ end
 -- @param dir string      a folder with config.json, safetensors and (mostly) tokenizer.json
 -- @param opts table|nil  device dtype cache_dtype experts ("host": routed experts stay in host memory and are
 --   computed there, the rest on the device) ctx seqs threads mtp verify parallel deterministic;
+--   cpus (where its threads may run, "0-3,8"; the thread that calls is yours to place);
 --   debug (the first operation that makes a NaN fails by name; slow); progress(done_bytes, total_bytes), which returns
 --   false to stop; prefix_cache (true, false, or bytes that common
 --   prefixes may keep), cache_bytes (of the whole cache; default seqs * ctx tokens), chunk and budget (tokens of a pass of
@@ -169,6 +170,18 @@ function load.load(dir, opts)
   loaded, err = fault.guard(loader.finish, loader)
   if not loaded then return nil, err end
   return model.new(engine.new(loaded, dir, math.tointeger(o.seqs) or 4))
+end
+
+--- Takes over a model that another Lua state of this process offers with model:share(): the same weights and cache, loaded
+-- once. States that share a model are run by one thread at a time, closing and collecting garbage included.
+-- @param number integer  what model:share() gave; good for one adoption
+-- @return model, or nil, err
+-- @usage local model = assert(fathom.adopt(number))
+function load.adopt(number)
+  options.argument("fathom.adopt", "number", number, is.integer)
+  local core, err = fault.guard(require("fathom.core").adopt, math.tointeger(number))
+  if not core then return nil, err end
+  return model.new(engine.new(core, core:dir(), core:seqs()))
 end
 
 return load

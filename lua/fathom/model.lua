@@ -245,6 +245,14 @@ function methods:restore(path)
   return session.restore(engine, self, path)
 end
 
+--- Offers the model to another Lua state of this process, which takes it with fathom.adopt. One number, one adoption; each
+-- state closes its own model. States that share a model are run by one thread at a time.
+-- @return integer, or nil, err
+function methods:share()
+  local engine = engine_of(self)
+  return fault.guard(engine.core.share, engine.core)
+end
+
 --- Advances everything that runs on this model.
 -- @param opts table|nil  ms: at most so long, and at least one slice of work; without it one step
 -- @return boolean whether work is left, or nil, err
