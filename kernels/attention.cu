@@ -1,7 +1,7 @@
 /*
 ** attention.cu - MLA and GQA over the paged cache.
 **   mla_decode  absorbed: queries are taken into the latent space, every head reads the same rows of the cache. Keys are cut
-**               at fixed places of the sequence, the parts are made side by side and combined in order.
+**               by how many there are, the parts are made side by side and combined in order.
 **   mla_prompt  expanded: keys and values of every head are made from the latent rows, then tensor-core attention.
 ** Sizes or dtypes off these paths, and f32 arithmetic, run through plain kernels of the same form.
 **
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(256) absorb_kernel(attn a) {
 /* The same where nope is 128, rank a multiple of 128, W_UK bf16 or f8. A block: one head, R rows, 128 columns (the last one of a
    head: the rotary part). Thread: eight columns of one of 16 slices of nope; slices meet in order. Weights are asked for before
    the kernel ahead has ended. */
-template <int F8, int R> __global__ void __launch_bounds__(256) absorb_fast_kernel(attn a) {
+template <int F8, int R> __global__ void __launch_bounds__(256, 3) absorb_fast_kernel(attn a) {
   __shared__ float q[R][128], red[16][R][128];
   int h = blockIdx.x, cg = threadIdx.x % 16, slice = threadIdx.x / 16, qk = a.nope + a.rope;
   int64_t row0 = blockIdx.z * (int64_t)R;
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(256) plain_part_kernel(attn a, plain_form f) {
   fm_wait();
   const fm_span *s = span_of(a.s, row);
   if (!s) return;
-  int64_t last = s->index + row - s->row, begin = cut_begin(blockIdx.y), end = cut_begin(blockIdx.y + 1);
+  int64_t last = s->index + row - s->row, width = cut_width(last + 1, a.heads), begin = blockIdx.y * width, end = begin + width;
   if (begin > last) return;
   const int32_t *pages = (const int32_t *)((const char *)s->pages + a.s.delta);
   for (int i = threadIdx.x; i < f.k_dim; i += 256) q[i] = f.q[(row - f.q_row0) * f.ldq + h * f.q_head + i];
@@ -192,8 +192,9 @@ constexpr int COMBINE_ROWS = 8;
 /* lat (dim): the answer of (row, head), by a block of 256. Zeros when it saw nothing. weight: room for a.cuts floats. */
 __device__ void combine_one(float *lat, float *weight, const attn &a, const fm_span *s, int64_t row, int h, int dim) {
   __shared__ float total;
-  int64_t at = ((row - a.row0) * a.heads + h) * a.cuts;
-  int n = s ? cut_of(s->index + row - s->row) + 1 : 0, lane = threadIdx.x & 31;
+  int64_t at = ((row - a.row0) * a.heads + h) * a.cuts, seen = s ? s->index + row - s->row + 1 : 0;
+  int first = s ? first_cut(s->first_key, cut_width(seen, a.heads)) : 0, n = cuts_of(seen, a.heads) - first, lane = threadIdx.x & 31;
+  at += first;
   __syncthreads();
   if (threadIdx.x < 32) {
     float m = -INFINITY, sum = 0;
@@ -250,8 +251,7 @@ template <int R> __global__ void __launch_bounds__(256) combine_kernel(attn a) {
   }
 }
 
-/* The same for rank 512, W_UV bf16 or f8. The first 32 values' weights are asked for before the kernel ahead has ended; a block
-   makes a.v / gridDim.y values: all of them, unless a single row would leave the device idle. */
+/* Weights of the four values of a head from row r0 on, for rank 512; W_UV bf16 or f8. */
 template <int F8> __device__ __forceinline__ void ask_values(uint4 (&w)[4][2], const attn &a, int64_t r0) {
 #pragma unroll
   for (int d = 0; d < 4; d++)
@@ -260,51 +260,97 @@ template <int F8> __device__ __forceinline__ void ask_values(uint4 (&w)[4][2], c
       w[d][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + d) * 512 + x * 256 + (threadIdx.x & 31) * 8) * (F8 ? 1 : 2));
 }
 
-template <int F8, int R> __global__ void __launch_bounds__(256) combine_fast_kernel(attn a) {
-  extern __shared__ __align__(16) float weight[];
-  float *lat = weight + (a.cuts + 3) / 4 * 4;
+/* The span that row is in; NULL: none. By a warp. */
+__device__ const fm_span *span_by_warp(const fm_dspans &s, int64_t row) {
+  for (int64_t i0 = 0; i0 < s.n; i0 += 32) {
+    int64_t i = i0 + (threadIdx.x & 31);
+    uint32_t who = __ballot_sync(~0u, i < s.n && row >= s.span[i].row && row < s.span[i].row + s.span[i].n);
+    if (who) return &s.span[i0 + __ffs(who) - 1];
+  }
+  return nullptr;
+}
+
+/* lat (512): combine_one by 8 / R warps, each for its own columns, without waiting for others. */
+template <int R> __device__ void combine_row(float *lat, const attn &a, const fm_span &s, int64_t row, int h) {
+  int lane = threadIdx.x & 31, column = threadIdx.x % (256 / R) * 2;
+  int64_t seen = s.index + row - s.row + 1, at = ((row - a.row0) * a.heads + h) * a.cuts;
+  int first = first_cut(s.first_key, cut_width(seen, a.heads)), n = cuts_of(seen, a.heads) - first;
+  const float2 *ms = (const float2 *)a.part_ms + at + first;
+  const float *part = a.part + (at + first) * 512 + column;
+  float m = -INFINITY, sum = 0, v[R][2] = {};
+  for (int i = lane; i < n; i += 32) m = fmaxf(m, ms[i].x);
+  m = fm_warp_max(m);
+  for (int i0 = 0; i0 < n; i0 += 32) {
+    float2 mine = i0 + lane < n ? ms[i0 + lane] : float2 { -INFINITY, 0 };
+    float w = mine.x > -INFINITY ? expf(mine.x - m) : mine.x == mine.x ? 0.0f : mine.x;
+    if (w != 0) sum += w * mine.y;
+    int some = min(n - i0, 32);
+#pragma unroll 4
+    for (int i = 0; i < some; i++) {
+      float u = __shfl_sync(~0u, w, i);
+#pragma unroll
+      for (int x = 0; x < R; x++) {
+        float2 p = *(const float2 *)(part + (i0 + i) * (int64_t)512 + x * (512 / R));
+        if (u != 0) v[x][0] = fmaf(u, p.x, v[x][0]), v[x][1] = fmaf(u, p.y, v[x][1]);
+      }
+    }
+  }
+  sum = fm_warp_sum(sum);
+#pragma unroll
+  for (int x = 0; x < R; x++)
+#pragma unroll
+    for (int i = 0; i < 2; i++)
+      lat[column + x * (512 / R) + i] = sum > 0 ? v[x][i] / sum : sum == 0 ? 0.0f : v[x][i] + sum;   // NaN stays NaN
+}
+
+/* The same for rank 512, W_UV bf16 or f8. The first 32 values' weights are asked for before the kernel ahead has ended; a block
+   makes a.v / gridDim.y values: all of them, unless a single row would leave the device idle. */
+template <int F8, int R> __global__ void __launch_bounds__(256, 2) combine_fast_kernel(attn a) {
+  __shared__ __align__(16) float lat[R * 512];
+  __shared__ bool here[R];               // rows that stand in some span; others are left alone
   int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = a.v / gridDim.y, v0 = blockIdx.y * each + warp * 4;
-  int64_t row0 = blockIdx.z * (int64_t)R, r0 = (int64_t)h * (a.nope + a.v) + a.nope + v0;
+  int64_t row0 = a.row0 + blockIdx.z * (int64_t)R, r0 = (int64_t)h * (a.nope + a.v) + a.nope + v0;
+  int mine = warp / (8 / R);
   uint4 w[4][2];
   ask_values<F8>(w, a, r0);
   fm_go_on();
   fm_wait();
-  int rows = a.n - row0 < R ? (int)(a.n - row0) : R;
-  uint32_t here = 0;
-  for (int i = 0; i < rows; i++) {
-    const fm_span *s = span_of(a.s, a.row0 + row0 + i);
-    here |= (uint32_t)(s != nullptr) << i;
-    combine_one(lat + i * 512, weight, a, s, a.row0 + row0 + i, h, 512);
-  }
+  const fm_span *s = row0 + mine < a.row0 + a.n ? span_by_warp(a.s, row0 + mine) : nullptr;
+  if (s) combine_row<R>(lat + mine * 512, a, *s, row0 + mine, h);
+  if (lane == 0 && warp % (8 / R) == 0) here[mine] = s != nullptr;
   __syncthreads();
+#pragma unroll 1
   for (int v = 0; v < each; v += 32) {
+    float sum[4][R] = {};
 #pragma unroll
-    for (int d = 0; d < 4; d++) {
-      float f[2][8], sum[R] = {};
+    for (int x = 0; x < 2; x++) {
+      float f[4][8];
 #pragma unroll
-      for (int x = 0; x < 2; x++) {
-        fm_eight<F8>(f[x], w[d][x]);
+      for (int d = 0; d < 4; d++) {
+        fm_eight<F8>(f[d], w[d][x]);
         float scale = F8 ? a.kv_b.scale[(r0 + v + d) / 128 * a.kv_b.across + (x * 256 + lane * 8) / 128] : 1.0f;
 #pragma unroll
-        for (int i = 0; i < 8; i++) f[x][i] *= scale;
+        for (int i = 0; i < 8; i++) f[d][i] *= scale;
       }
 #pragma unroll
       for (int t = 0; t < R; t++) {
+        const float4 *l = (const float4 *)(lat + t * 512 + x * 256 + lane * 8);
+        float4 p = l[0], q = l[1];
 #pragma unroll
-        for (int x = 0; x < 2; x++) {
-          const float4 *l = (const float4 *)(lat + t * 512 + x * 256 + lane * 8);
-          float4 p = l[0], q = l[1];
-          sum[t] = fmaf(f[x][3], p.w, fmaf(f[x][2], p.z, fmaf(f[x][1], p.y, fmaf(f[x][0], p.x, sum[t]))));
-          sum[t] = fmaf(f[x][7], q.w, fmaf(f[x][6], q.z, fmaf(f[x][5], q.y, fmaf(f[x][4], q.x, sum[t]))));
+        for (int d = 0; d < 4; d++) {
+          sum[d][t] = fmaf(f[d][3], p.w, fmaf(f[d][2], p.z, fmaf(f[d][1], p.y, fmaf(f[d][0], p.x, sum[d][t]))));
+          sum[d][t] = fmaf(f[d][7], q.w, fmaf(f[d][6], q.z, fmaf(f[d][5], q.y, fmaf(f[d][4], q.x, sum[d][t]))));
         }
-      }
-#pragma unroll
-      for (int t = 0; t < R; t++) {
-        float out = fm_warp_sum(sum[t]);
-        if (lane == 0 && (here >> t & 1)) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + v0 + v + d] = out;
       }
     }
     if (v + 32 < each) ask_values<F8>(w, a, r0 + v + 32);
+#pragma unroll
+    for (int d = 0; d < 4; d++)
+#pragma unroll
+      for (int t = 0; t < R; t++) {
+        float out = fm_warp_sum(sum[d][t]);
+        if (lane == 0 && here[t]) a.out[(row0 + t) * a.ldo + (int64_t)h * a.v + v0 + v + d] = out;
+      }
   }
 }
 
@@ -327,11 +373,11 @@ static int64_t end_row(const fm_span *s, int64_t n) {
 }
 
 /* Rows of parts for the longest span. While a pass is noted the room must do for every length that may come. */
-static int cuts_of(fm_ctx *c, const fm_span *s, int64_t n, int64_t n_positions) {
+static int room_for_cuts(fm_ctx *c, const fm_span *s, int64_t n, int64_t n_positions, int heads) {
   int64_t last = 0;
   for (int64_t i = 0; i < n; i++) last = s[i].index + s[i].n > last ? s[i].index + s[i].n : last;
   if (c->generated && n_positions > last) last = n_positions;
-  return cut_of(last > 0 ? last - 1 : 0) + 1;
+  return max(cuts_room(last, heads), 1);
 }
 
 static fm_status make_attn(fm_ctx *c, attn *x, const fm_attn *a) {
@@ -344,7 +390,7 @@ static fm_status make_attn(fm_ctx *c, attn *x, const fm_attn *a) {
   x->scale = a->scale;
   if (a->kv_b) x->kv_b = fm_dmat_of(a->kv_b);
   x->n = (int)end_row(a->span, a->n_spans);
-  x->cuts = cuts_of(c, a->span, a->n_spans, a->n_positions);
+  x->cuts = room_for_cuts(c, a->span, a->n_spans, a->n_positions, x->heads);
   return FM_OK;
 }
 
@@ -378,11 +424,10 @@ template <int F8> static void absorb_and_combine(fm_ctx *c, const attn *x, bool 
   int r = x->n == 1 ? 1 : 4;
   unsigned groups = (unsigned)((x->n + r - 1) / r);
   dim3 ga((unsigned)x->heads, (unsigned)(x->rank / 128 + 1), groups), gc((unsigned)x->heads, r == 1 ? (unsigned)(x->v / 32) : 1, groups);
-  size_t shared = (r * 512 + (x->cuts + 3) / 4 * 4) * sizeof(float);
   if (!combine && r == 1) fm_launch(c, absorb_fast_kernel<F8, 1>, ga, 256, 0, *x);
   else if (!combine) fm_launch(c, absorb_fast_kernel<F8, 4>, ga, 256, 0, *x);
-  else if (r == 1) fm_launch(c, combine_fast_kernel<F8, 1>, gc, 256, shared, *x);
-  else fm_launch(c, combine_fast_kernel<F8, 4>, gc, 256, shared, *x);
+  else if (r == 1) fm_launch(c, combine_fast_kernel<F8, 1>, gc, 256, 0, *x);
+  else fm_launch(c, combine_fast_kernel<F8, 4>, gc, 256, 0, *x);
 }
 
 static fm_status fast_rows(fm_ctx *c, attn *x) {

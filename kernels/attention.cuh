@@ -6,19 +6,31 @@
 
 #include "cuda.cuh"
 
-/* ---- cuts: where the keys of any sequence are divided. A function of the key's index alone, so that a row's sum has one
-   order whoever runs beside it. 128 wide up to 1024, 256 to 2048, then 512. ---- */
+/* ---- cuts: the keys of a row are divided into runs of one width, which are summed side by side. The width is a function of how
+   many keys the row sees and of the model's heads, so that a row's sum has one order whoever runs beside it. A part is rank
+   floats for each head: with more heads there are fewer, for the sake of bytes. ---- */
 
-__host__ __device__ __forceinline__ int cut_of(int64_t j) {
-  if (j < 1024) return (int)(j >> 7);
-  if (j < 2048) return 4 + (int)(j >> 8);
-  return 8 + (int)(j >> 9);
+/* 16, 8 or 4 cuts are wanted, 128, 256 or 512 keys are the least, eight times that the most. */
+__host__ __device__ __forceinline__ int cuts_wanted(int heads) { return heads < 32 ? 16 : heads < 64 ? 8 : 4; }
+
+/* Keys in a cut of a row that sees `seen`. */
+__host__ __device__ __forceinline__ int cut_width(int64_t seen, int heads) {
+  int wanted = cuts_wanted(heads), width = 2048 / wanted;
+  while (width < 16384 / wanted && seen > (int64_t)wanted * width) width *= 2;
+  return width;
 }
-__host__ __device__ __forceinline__ int64_t cut_begin(int s) {
-  if (s < 8) return (int64_t)s << 7;
-  if (s < 12) return (int64_t)(s - 4) << 8;
-  return (int64_t)(s - 8) << 9;
+__host__ __device__ __forceinline__ int cuts_of(int64_t seen, int heads) {
+  int width = cut_width(seen, heads);
+  return (int)((seen + width - 1) / width);
 }
+/* The most cuts of any row that sees up to `seen`. */
+inline int cuts_room(int64_t seen, int heads) {
+  int wanted = cuts_wanted(heads);
+  return seen >= 2048 ? max(wanted, cuts_of(seen, heads)) : cuts_of(seen, heads);
+}
+
+/* First cut of a row that sees some key; those before it have no parts. */
+__device__ __forceinline__ int first_cut(int64_t first_key, int width) { return (int)(first_key / FM_PAGE * FM_PAGE / width); }
 
 /* Shared by the kernels of one call. rows: n of them, whichever spans they are in. */
 struct attn {
@@ -54,5 +66,38 @@ __device__ __forceinline__ void matrix4_turned(uint32_t (&r)[4], const void *p) 
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem_at(p)));
 }
+
+/* Absorbed MLA by items: TILE (row, head) pairs of one span and one cut; tiles of the same keys are neighbours. Rows of a span
+   whose cuts have another width count as another span. */
+template <int TILE> struct mla_items {
+  int64_t next, before;                  /* the item wanted; items before this place */
+  int span, row;                         /* the place: row of the span */
+  /* what find found */
+  int first, pairs;                      /* of the tile: its first pair counted from (row, head 0), how many there are */
+  int cut;
+  int64_t begin, end;                    /* keys of the cut that some pair of the tile sees; none: begin >= end */
+
+  /* False behind the last item. */
+  __device__ bool find(const attn &a) {
+    for (; span < a.s.n; span++, row = 0) {
+      const fm_span &s = a.s.span[span];
+      while (row < s.n) {
+        int64_t last = s.index + s.n;        // of rows with cuts of this width: what the last one sees
+        int width = cut_width(s.index + row + 1, a.heads), wanted = cuts_wanted(a.heads);
+        if (width < 16384 / wanted) last = min(last, (int64_t)wanted * width);
+        int rows = (int)(last - s.index) - row, all = rows * a.heads;
+        int tiles = (all + TILE - 1) / TILE, cuts = (int)((last + width - 1) / width), at = (int)(next - before);
+        if (next - before < (int64_t)tiles * cuts) {
+          cut = at / tiles, first = at % tiles * TILE, pairs = min(all - first, TILE);
+          begin = (int64_t)cut * width, end = min(begin + width, s.index + row + (first + pairs - 1) / a.heads + 1);
+          begin = max(begin, s.first_key / FM_PAGE * FM_PAGE);
+          return true;
+        }
+        before += (int64_t)tiles * cuts, row += rows;
+      }
+    }
+    return false;
+  }
+};
 
 #endif

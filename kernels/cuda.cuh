@@ -49,16 +49,23 @@ fm_status fm_cuda_staged(fm_ctx *c, const void **out, const void *host, int64_t 
 struct fm_dspans { const fm_span *span; int64_t delta, n; };
 fm_status fm_cuda_spans(fm_ctx *c, fm_dspans *out, const fm_span *span, int64_t n);
 
-/* A kernel that may begin before the one ahead has ended: it calls fm_wait() before it reads what that one wrote. */
+/* A kernel that may begin before the one ahead has ended: it calls fm_wait() before it reads what that one wrote. `cluster`
+   blocks next to each other run side by side; 1: any. */
 template <typename... P, typename... A>
-inline void fm_launch(fm_ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+inline void fm_launch_clusters(fm_ctx *c, void (*kernel)(P...), unsigned cluster, dim3 grid, dim3 block, size_t shared, A... args) {
   cudaLaunchConfig_t cfg = {};
-  cudaLaunchAttribute attr[1];
+  cudaLaunchAttribute attr[2];
   attr[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attr[0].val.programmaticStreamSerializationAllowed = 1;
+  attr[1].id = cudaLaunchAttributeClusterDimension;
+  attr[1].val.clusterDim.x = cluster, attr[1].val.clusterDim.y = attr[1].val.clusterDim.z = 1;
   cfg.gridDim = grid, cfg.blockDim = block, cfg.dynamicSmemBytes = shared, cfg.stream = fm_cuda_of(c)->stream;
-  cfg.attrs = attr, cfg.numAttrs = fm_cuda_of(c)->major >= 9;
+  cfg.attrs = attr, cfg.numAttrs = fm_cuda_of(c)->major < 9 ? 0 : cluster > 1 ? 2 : 1;
   cudaLaunchKernelEx(&cfg, kernel, P(args)...);
+}
+template <typename... P, typename... A>
+inline void fm_launch(fm_ctx *c, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, A... args) {
+  fm_launch_clusters(c, kernel, 1, grid, block, shared, args...);
 }
 
 __device__ __forceinline__ void fm_wait() {

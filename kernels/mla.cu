@@ -25,51 +25,32 @@ template <bool F8> struct mla_shared {
 /* What a block works at. Keys are counted from the cut's begin: `from` .. `until` - 1 are seen by somebody. */
 struct mla_work {
   int warp, lane, g, t;                                           /* g, t: this lane's row and column of an mma tile */
-  int64_t pairs, first, begin;
+  int pairs;                                                      /* of the tile */
+  int64_t first, begin;                                           /* the first pair, of all of the call's */
   const int32_t *pages;
   int n_pages, from, until;
   int last0, last1;                                               /* the last key that pairs first + g, first + g + 8 see */
 };
 
-/* Items of the call, asked for in rising order: which span, which 16 of its (row, head) pairs, which cut. */
-struct mla_items {
-  int span, tile, cut;
-  int64_t before;                        /* items of the spans before this one */
-
-  /* False behind the last. */
-  __device__ bool find(const attn &a, int64_t item) {
-    for (; span < a.s.n; span++) {
-      const fm_span &s = a.s.span[span];
-      int64_t tiles = (s.n * a.heads + 15) / 16, cuts = s.n ? cut_of(s.index + s.n - 1) + 1 : 0, at = item - before;
-      if (at < tiles * cuts) {
-        tile = (int)(at % tiles), cut = (int)(at / tiles);
-        return true;
-      }
-      before += tiles * cuts;
-    }
-    return false;
-  }
-};
-
-__device__ mla_work work_of(const attn &a, const fm_span &s, int tile, int cut) {
+__device__ mla_work work_of(const attn &a, const mla_items<16> &it) {
+  const fm_span &s = a.s.span[it.span];
   mla_work w;
   w.warp = threadIdx.x >> 5, w.lane = threadIdx.x & 31, w.g = w.lane / 4, w.t = w.lane % 4;
-  w.pairs = s.n * a.heads, w.first = tile * (int64_t)16, w.begin = cut_begin(cut);
-  int64_t end = cut_begin(cut + 1), seen = s.index + (min(w.first + 15, w.pairs - 1)) / a.heads + 1;
-  end = end < seen ? end : seen;
+  w.pairs = it.pairs, w.first = (s.row + it.row) * a.heads + it.first, w.begin = it.begin;
   w.pages = (const int32_t *)((const char *)s.pages + a.s.delta);
-  w.n_pages = (int)((end - w.begin + 63) / 64);
-  w.from = (int)(s.first_key - w.begin), w.until = (int)(end - w.begin);
-  w.last0 = w.first + w.g < w.pairs ? (int)(s.index + (int)(w.first + w.g) / a.heads - w.begin) : -1;
-  w.last1 = w.first + w.g + 8 < w.pairs ? (int)(s.index + (int)(w.first + w.g + 8) / a.heads - w.begin) : -1;
+  w.n_pages = (int)((it.end - it.begin + 63) / 64);
+  w.from = (int)(s.first_key - it.begin), w.until = (int)(it.end - it.begin);
+  int64_t sees = s.index + it.row - it.begin;
+  w.last0 = w.g < w.pairs ? (int)(sees + (it.first + w.g) / a.heads) : -1;
+  w.last1 = w.g + 8 < w.pairs ? (int)(sees + (it.first + w.g + 8) / a.heads) : -1;
   return w;
 }
 
-template <bool F8> __device__ void take_queries(mla_shared<F8> &sm, const attn &a, const fm_span &s, const mla_work &w) {
+template <bool F8> __device__ void take_queries(mla_shared<F8> &sm, const attn &a, const mla_work &w) {
   for (int i = threadIdx.x; i < 16 * (MLA_WIDTH / 8); i += 256) {
     int r = i / (MLA_WIDTH / 8), d = i % (MLA_WIDTH / 8) * 8;
     uint4 v = { 0, 0, 0, 0 };
-    if (w.first + r < w.pairs) v = *(const uint4 *)(a.qa16 + ((s.row * a.heads) + w.first + r) * MLA_WIDTH + d);
+    if (r < w.pairs) v = *(const uint4 *)(a.qa16 + (w.first + r) * MLA_WIDTH + d);
     *(uint4 *)(sm.q + r * PITCH + d) = v;
   }
   if (threadIdx.x < 16) sm.m[threadIdx.x] = -INFINITY, sm.sum[threadIdx.x] = 0;
@@ -179,26 +160,24 @@ template <bool F8> __device__ void add_values(float (&acc)[8][4], const mla_shar
   }
 }
 
-template <bool F8> __device__ void give_parts(const float (&acc)[8][4], const mla_shared<F8> &sm, const attn &a, const fm_span &s,
-                                              int cut, const mla_work &w) {
+template <bool F8> __device__ void give_parts(const float (&acc)[8][4], const mla_shared<F8> &sm, const attn &a, int cut, const mla_work &w) {
   for (int e = 0; e < 2; e++) {
-    int64_t pair = w.first + w.g + e * 8;
-    if (pair >= w.pairs) continue;
-    float *to = a.part + ((s.row * a.heads + pair) * a.cuts + cut) * MLA_RANK + w.warp * 64 + 2 * w.t;
+    if (w.g + e * 8 >= w.pairs) continue;
+    float *to = a.part + ((w.first + w.g + e * 8) * a.cuts + cut) * MLA_RANK + w.warp * 64 + 2 * w.t;
 #pragma unroll
     for (int n = 0; n < 8; n++) *(float2 *)(to + n * 8) = { acc[n][2 * e], acc[n][2 * e + 1] };
   }
-  if (threadIdx.x < 16 && w.first + threadIdx.x < w.pairs) {
-    float *ms = a.part_ms + 2 * ((s.row * a.heads + w.first + threadIdx.x) * a.cuts + cut);
+  if (threadIdx.x < w.pairs) {
+    float *ms = a.part_ms + 2 * ((w.first + threadIdx.x) * a.cuts + cut);
     ms[0] = sm.m[threadIdx.x], ms[1] = sm.sum[threadIdx.x];
   }
 }
 
-template <bool F8> __device__ void mla_item(mla_shared<F8> &sm, const attn &a, const fm_span &s, int tile, int cut) {
-  mla_work w = work_of(a, s, tile, cut);
+template <bool F8> __device__ void mla_item(mla_shared<F8> &sm, const attn &a, const mla_items<16> &it) {
+  mla_work w = work_of(a, it);
   float acc[8][4] = {};
-  take_queries(sm, a, s, w);
-  if (w.n_pages > 0) fetch_page(sm, 0, fm_cache_row(a.k, w.pages, w.begin));
+  take_queries(sm, a, w);
+  fetch_page(sm, 0, fm_cache_row(a.k, w.pages, w.begin));
   for (int i = 0; i < w.n_pages; i++) {
     int j0 = i * 64;
     if (i + 1 < w.n_pages) {
@@ -221,17 +200,18 @@ template <bool F8> __device__ void mla_item(mla_shared<F8> &sm, const attn &a, c
     add_values(acc, sm, page, w);
     __syncthreads();
   }
-  give_parts(acc, sm, a, s, cut, w);
+  give_parts(acc, sm, a, it.cut, w);
   __syncthreads();
 }
 
 template <bool F8> __global__ void __launch_bounds__(256, 1) mla_part_kernel(attn a) {
   extern __shared__ __align__(16) char raw[];
   mla_shared<F8> &sm = *(mla_shared<F8> *)raw;
-  mla_items in = {};
   fm_go_on();
   fm_wait();
-  for (int64_t item = blockIdx.x; in.find(a, item); item += gridDim.x) mla_item(sm, a, a.s.span[in.span], in.tile, in.cut);
+  mla_items<16> it = { blockIdx.x };
+  for (; it.find(a); it.next += gridDim.x)
+    if (it.begin < it.end) mla_item(sm, a, it);
 }
 
 bool fm_mla_tiles_can(fm_ctx *c, const fm_cache *k) {

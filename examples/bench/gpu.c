@@ -3,7 +3,7 @@
 **
 ** Floors stand beside each figure: bytes over the measured copy rate, operations over the measured rate of a large product of
 ** cuBLASLt. Kernels are timed inside a noted pass of twenty calls, the model by whole steps, staging and reading of ids included.
-** usage: gpu [bf16|f8] [layers of 27] [model: without the kernels]
+** usage: gpu [bf16|f8] [layers of 27] [model: without the kernels]; gpu mla: only absorbed attention
 */
 #include "v2lite.h"
 
@@ -254,13 +254,17 @@ static double decode(fm_net *net, int64_t batch, int64_t ctx) {
   return took[20];
 }
 
-static void bench_kernels(const fm_weights *w, const fm_config *g) {
+static void bench_mla(void) {
   bench_attention(16, 64, 8192, FM_BF16);
   bench_attention(16, 1, 1024, FM_BF16);
   bench_attention(16, 64, 1024, FM_BF16);
   bench_attention(128, 64, 8192, FM_BF16);
   bench_attention(16, 64, 8192, FM_F8_E4M3);
   bench_attention(16, 1, 1024, FM_F8_E4M3);
+}
+
+static void bench_kernels(const fm_weights *w, const fm_config *g) {
+  bench_mla();
   bench_experts(w, g, 1);
   bench_experts(w, g, 8);
   bench_experts(w, g, 64);
@@ -286,6 +290,10 @@ int main(int argc, char **argv) {
   pile b = { .dtype = f8 ? FM_F8_E4M3 : FM_BF16, .c = &c };
   c.arithmetic = b.dtype;
   ceilings();
+  if (argc > 1 && strcmp(argv[1], "mla") == 0) {
+    bench_mla();
+    return 0;
+  }
   build(&w, &b, &g, 0.88 + (f8 ? 0.58 : 1.16) * layers);
   printf("V2-Lite's shapes, %s, %d layers, %.1f GB\n", fm_dtype_name(b.dtype), (int)w.n_layers, (double)b.size * 1e-9);
   bool kernels = argc <= 3;

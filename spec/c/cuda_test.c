@@ -364,10 +364,14 @@ static double run_attention(fm_status (*fn)(fm_ctx *, const fm_attn *), const si
 
 static void test_attention(void) {
   static const sizes lite = { 16, 0, 128, 64, 128, 512 }, v3 = { 128, 0, 128, 64, 128, 512 }, pocket = { 8, 0, 32, 16, 32, 128 };
+  static const sizes twenty = { 20, 0, 128, 64, 128, 512 };
   static const sizes odd = { 5, 0, 13, 6, 11, 37 }, gqa = { 12, 2, 128, 0, 0, 0 }, small = { 6, 3, 17, 0, 0, 0 };
   static const int64_t batch[][3] = { { 0, 1, 0 }, { 5, 1, 0 }, { 63, 1, 0 }, { 64, 2, 0 }, { 511, 3, 0 }, { 700, 8, 0 }, { 1500, 4, 1 }, { 200, 1, 130 } };
   static const int64_t prompts[][3] = { { 0, 200, 0 }, { 130, 70, 0 }, { 1, 65, 1 }, { 300, 100, 70 }, { 0, 600, 0 } };
-  static const int64_t little[][3] = { { 0, 7, 0 }, { 60, 9, 0 } };
+  static const int64_t little[][3] = { { 0, 7, 0 }, { 60, 9, 0 }, { 2046, 4, 0 }, { 1100, 1, 70 } };
+  static const int64_t ones[][3] = { { 0, 1, 0 }, { 127, 1, 0 }, { 128, 1, 0 }, { 2047, 1, 0 }, { 2048, 1, 1 }, { 4095, 1, 0 }, { 900, 1, 700 } };
+  static const int64_t twos[][3] = { { 0, 2, 0 }, { 2047, 2, 0 }, { 300, 2, 0 }, { 64, 1, 1 } };
+  static const int64_t drafts[][3] = { { 10, 3, 0 }, { 2044, 8, 0 }, { 63, 5, 0 }, { 4093, 7, 1 }, { 900, 6, 700 } };
   struct { const char *name; fm_status (*fn)(fm_ctx *, const fm_attn *); const sizes *z; fm_dtype kt, cache, arithmetic; const int64_t (*at)[3]; int64_t n; } cases[] = {
     { "mla_decode f32, odd sizes", fm_op_mla_decode, &odd, FM_F32, FM_F32, FM_F32, batch, 8 },
     { "mla_decode f32, pocket's sizes, f8", fm_op_mla_decode, &pocket, FM_F8_E4M3, FM_F32, FM_F32, batch, 8 },
@@ -378,7 +382,12 @@ static void test_attention(void) {
     { "gqa f32, head_dim 128, bf16 cache", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_F32, prompts, 4 },
     { "mla_decode bf16, V2-Lite's sizes", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16, batch, 8 },
     { "mla_decode bf16, V2-Lite's sizes, f8", fm_op_mla_decode, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, batch, 7 },
-    { "mla_decode bf16, V3's sizes", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16, little, 2 },
+    { "mla_decode bf16, V3's sizes", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16, little, 4 },
+    { "mla_decode bf16, V3's sizes, a row a sequence", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16, ones, 7 },
+    { "mla_decode bf16, V2-Lite's sizes, a row a sequence", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16, ones, 7 },
+    { "mla_decode bf16, V2-Lite's sizes, two rows a sequence", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16, twos, 4 },
+    { "mla_decode bf16, 20 heads, up to eight rows", fm_op_mla_decode, &twenty, FM_BF16, FM_BF16, FM_BF16, drafts, 5 },
+    { "mla_decode bf16, 20 heads, f8 cache", fm_op_mla_decode, &twenty, FM_BF16, FM_F8_E4M3, FM_BF16, drafts, 5 },
     { "mla_decode bf16, V2-Lite's sizes, f8 cache", fm_op_mla_decode, &lite, FM_BF16, FM_F8_E4M3, FM_BF16, batch, 8 },
     { "mla_decode bf16, V3's sizes, f8 cache", fm_op_mla_decode, &v3, FM_F8_E4M3, FM_F8_E4M3, FM_BF16, little, 2 },
     { "mla_prompt bf16, V2-Lite's sizes, f8 cache", fm_op_mla_prompt, &lite, FM_BF16, FM_F8_E4M3, FM_BF16, prompts, 5 },
