@@ -123,10 +123,12 @@ bench: all $(BUILD)/roofline $(TOKENIZERS)   ## speed beside what this machine c
 	$(LUA) lua/bin/fathom bench
 	$(LUA) examples/bench/pocket_tasks.lua
 	$(LUA) examples/bench/grammar.lua
+	$(LUA) examples/bench/engine.lua
 bench-gpu: all $(BUILD)/gpu $(BUILD)/grouped   ## one GPU: kernels beside its own ceilings, the whole model, transformers
 	$(BUILD)/gpu bf16
 	$(BUILD)/gpu f8
 	$(BUILD)/grouped
+	$(LUA) examples/bench/engine.lua --device cuda
 	@python3 -c 'import torch, transformers' 2>/dev/null && python3 examples/bench/peer.py || echo "no transformers here: the peer is left out"
 format:                    ## clang-format over the C files
 	clang-format -i csrc/*/*.[ch] csrc/*.h spec/c/*.c

@@ -114,6 +114,12 @@ static int error_tostring(lua_State *L) {
   return 1;
 }
 
+/* Milliseconds of a clock that only goes forward. */
+static int core_now(lua_State *L) {
+  lua_pushnumber(L, fm_now_ms());
+  return 1;
+}
+
 /* core.read(path) -> the bytes of a checkpoint's file, through the host's hooks; nil where there is none, or it cannot be read */
 static int core_read(lua_State *L) {
   const char *path = luaL_checkstring(L, 1);
@@ -175,7 +181,7 @@ int luaopen_fathom_core(lua_State *L) {
   static const luaL_Reg loader[] = { { "step", l_step }, { "finish", l_finish }, { NULL, NULL } };
   static const luaL_Reg functions[] = { { "devices", core_devices }, { "plan", core_plan },
     { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "guide", fm_bind_guide }, { "error", core_error },
-    { "history", fm_bind_history }, { "adopt", fm_bind_adopt }, { "read", core_read }, { NULL, NULL } };
+    { "history", fm_bind_history }, { "adopt", fm_bind_adopt }, { "read", core_read }, { "now", core_now }, { NULL, NULL } };
   luaL_checkversion(L);
   luaL_newmetatable(L, FM_CERROR);
   lua_pushcfunction(L, error_tostring);

@@ -33,9 +33,9 @@ local function template_text(entry)
 end
 
 --- Wraps a loaded core model.
--- @param core  core model; dir: its folder; seqs: sequences at once
-function engine.new(core, dir, seqs)
-  local self = setmetatable({ core = core, dir = dir, seqs = seqs, live = {}, children = 0, moves = 0 }, engine)
+-- @param core  core model; dir: its folder
+function engine.new(core, dir)
+  local self = setmetatable({ core = core, dir = dir, live = {}, children = 0, moves = 0 }, engine)
   local tokenizer = read_json(dir, "tokenizer_config.json") or {}
   self.config = core:config()
   self.defaults = sampling.defaults(read_json(dir, "generation_config.json"))

@@ -169,7 +169,7 @@ function load.load(dir, opts)
   local loaded
   loaded, err = fault.guard(loader.finish, loader)
   if not loaded then return nil, err end
-  return model.new(engine.new(loaded, dir, math.tointeger(o.seqs) or 4))
+  return model.new(engine.new(loaded, dir))
 end
 
 --- Takes over a model that another Lua state of this process offers with model:share(): the same weights and cache, loaded

@@ -263,6 +263,9 @@ function methods:step(opts)
   return engine:step(o.ms or 0)
 end
 
+--- Forgets all cached prefixes, and the cache of sessions that do nothing: they are computed again when needed.
+function methods:drop_prefixes() engine_of(self).core:drop_prefixes() end
+
 --- Counters: tokens, steps, pages of the cache, acceptance of drafts, overshoot of step, memory.
 function methods:stats()
   local engine = engine_of(self)

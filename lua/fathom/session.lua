@@ -169,31 +169,27 @@ function methods:sample(turn, opts)
   return session.fan_out(self, o, function() return window.render(self.engine, append(self.list, said), o) end)
 end
 
---- Several replies to one prompt: read once in `slot`, then decoded in forks of it, no more at once than the
--- engine has room for.
+-- A task in a fork of the slot, which goes with it.
+local function branch(slot, o, sample, ids)
+  local core, err = fault.guard(slot.core.fork, slot.core)
+  if not core then return nil, err end
+  return task.new({ engine = slot.engine, core = core }, o, { model = slot.model, sample = sample,
+                  prepare = function() return ids end, finished = function() core:close() end })
+end
+
+--- Several replies to one prompt: read once in `slot`, then decoded in forks of it.
 -- @return list of results, or nil, err
 function session.fan_out(slot, o, prepare)
   local first = task.new(slot, sampling.merge({ max_tokens = 0 }, o), { model = slot.model, prepare = prepare })
-  local read, why = first:wait()
-  if not read then return nil, why end
-  local engine, results, tasks, started = slot.engine, {}, {}, 0
-  local function start()
-    started = started + 1
-    local core, err = slot.core:fork()
-    if not core then return nil, err end
-    local branch = { engine = engine, core = core }
-    tasks[started] = task.new(branch, o, { model = slot.model, sample = started - 1,
-                                           prepare = function() return first.prompt end,
-                                           finished = function() core:close() end })
-    return true
+  local read, err = first:wait()
+  if not read then return nil, err end
+  local tasks, results = {}, {}
+  for i = 1, o.n or 1 do
+    tasks[i], err = branch(slot, o, i - 1, first.prompt)
+    if err then break end
   end
-  local n, err = o.n or 1, nil
-  for i = 1, n do
-    while not err and started < n and started < i - 1 + engine.seqs do
-      local _
-      _, err = start()
-    end
-    if tasks[i] and not err then results[i], err = tasks[i]:wait() end
+  for i = 1, err and 0 or #tasks do
+    results[i], err = tasks[i]:wait()
     if err then break end
   end
   for _, t in ipairs(tasks) do t:cancel() end
