@@ -128,7 +128,7 @@ FM_API void      fm_model_keep (fm_model *m);      /* one count more: somebody e
 FM_API void      fm_model_close(fm_model *m);      /* drops the caller's count */
 
 /* Advances every task of the model for at most `ms` milliseconds (at least one slice of work; ms <= 0: one step, waited
-   for). *busy: whether work is left. With ms > 0 passes are cut so that a slice takes about half of it, and a device that
+   for). *busy: whether work is left. With ms > 0 passes are cut so that a slice takes about a third of it, and a device that
    works by itself is looked at, never waited for. */
 FM_API fm_status fm_model_step(fm_model *m, double ms, bool *busy, fm_error *err);
 

@@ -63,7 +63,7 @@ void fm_decode_settle(fm_model *m, int64_t i) {
   int64_t taken = fm_decode_draw(m, t, seg->logits_row);
   if (taken < 0) return;
   t->usage.drafted += drafted;
-  fm_draft_accepted(m, drafted, t->usage.accepted - accepted);
+  fm_draft_accepted(m, t, drafted, t->usage.accepted - accepted);
   s->kv.len += taken;
   s->h_valid = hidden != NULL;
   if (hidden) memcpy(s->h, hidden + (taken - 1) * d, (size_t)d * sizeof *hidden);

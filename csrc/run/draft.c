@@ -9,7 +9,11 @@
 
 #include "run/engine.h"
 
-enum { PROBE = 64 };                     /* decoding passes after which "auto" looks at one draft more or less */
+enum {
+  PROBE = 256,                           /* decoding passes after which "auto" looks at one draft more or less, */
+  LOOK = 12,                             /* and for how many; */
+  SIGHT = 8                              /* drafts made with fewer MTP rows in sight, behind a gap, do not count */
+};
 
 /* ---- what passes cost ------------------------------------------------------------------------------ */
 
@@ -29,9 +33,7 @@ static int64_t rows_of(int slot) {
 
 void fm_draft_measure(fm_model *m, bool draft, int64_t n, double ms) {
   int slot = slot_of(n);
-  double *known = &m->pace.pass_ms[draft][slot], now = ms * (double)rows_of(slot) / (double)n;
-  if (*known > 0 && now > 4 * *known) now = 4 * *known;      // somebody else had the machine
-  *known = *known > 0 ? *known + 0.1 * (now - *known) : now;
+  fm_mean_add(&m->pace.pass_ms[draft][slot], ms * (double)rows_of(slot) / (double)n, 0.1);
 }
 
 static double cost(const fm_model *m, bool draft, int64_t rows) {
@@ -41,10 +43,11 @@ static double cost(const fm_model *m, bool draft, int64_t rows) {
   return known == slot ? ms * (double)rows / (double)rows_of(slot) : ms;
 }
 
-void fm_draft_accepted(fm_model *m, int64_t drafted, int64_t accepted) {
+void fm_draft_accepted(fm_model *m, const fm_task *t, int64_t drafted, int64_t accepted) {
   fm_pace *p = &m->pace;
   m->stats.drafted += drafted;
   m->stats.accepted += accepted;
+  if (t->s->kv.mtp_len - t->s->kv.mtp_first < SIGHT) return;
   // drafts behind the first wrong one say nothing
   for (int64_t i = 0; i < drafted && i <= accepted; i++) p->accept += 0.02 * ((i < accepted) - p->accept);
 }
@@ -63,10 +66,8 @@ void fm_draft_pace(fm_model *m, int64_t n) {
   if (!m->drafts || !n) return;
   for (int k = 1; k <= FM_AUTO_DRAFTS; k++)
     if (speed(m, n, k) > speed(m, n, best)) best = k;
-  if (++p->probe >= PROBE) {
-    best += best < FM_AUTO_DRAFTS ? 1 : -1;
-    p->probe = 0;
-  }
+  p->probe = (p->probe + 1) % (PROBE + LOOK);
+  if (p->probe >= PROBE) best += best < FM_AUTO_DRAFTS ? 1 : -1;
   p->depth = best;
 }
 

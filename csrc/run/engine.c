@@ -426,16 +426,15 @@ fm_status fm_model_decode(const fm_model *m, const int32_t *ids, int64_t n, char
 /* Slices until ms are over, or, without ms, until a pass is complete. The first is run in any case; the next one when it is going to
    end in time. */
 static void run_slices(fm_model *m, double begin, double ms, bool *busy) {
+  const fm_work *w = &m->work;
   double now = begin;
   bool whole;
   do {
-    double before = now;
+    double before = now, *mean = &m->pace.slice_ms[w->kind][w->stage];
     fm_sched_slice(m, ms <= 0, busy, &whole);
     now = fm_now_ms();
-    double took = now - before;
-    // quick to believe in longer ones, slow to forget them
-    m->guess_ms += (took > m->guess_ms ? 0.5 : 0.02) * (took - m->guess_ms);
-  } while (*busy && (ms > 0 ? now + m->guess_ms < begin + ms : !whole));
+    fm_mean_add(mean, now - before, 0.2);
+  } while (*busy && (ms > 0 ? now + m->pace.slice_ms[w->kind][w->stage] < begin + ms : !whole));
   m->stats.overshoot_ms = ms > 0 && now > begin + ms ? now - begin - ms : 0;
 }
 
@@ -443,7 +442,7 @@ fm_status fm_model_step(fm_model *m, double ms, bool *busy, fm_error *err) {
   (void)err;
   *busy = true;
   m->calls++;
-  m->slice_ms = ms > 0 ? ms / 2 : 0;
+  m->slice_ms = ms > 0 ? ms / 3 : 0;
   run_slices(m, fm_now_ms(), ms, busy);
   if (m->stats.overshoot_ms > m->stats.max_overshoot_ms) m->stats.max_overshoot_ms = m->stats.overshoot_ms;
   return FM_OK;

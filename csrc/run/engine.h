@@ -82,10 +82,11 @@ typedef struct fm_work {
 
 /* What passes have cost, to say how many rows fit a slice and how many drafts pay. */
 typedef struct fm_pace {
+  double slice_ms[FM_DRAFT + 1][FM_SETTLING + 1];   /* a slice, by kind and stage of the work */
   double row_ms[2];                      /* one row in one slice: of prompts, of decoding; 0: not known */
   double pass_ms[2][16];                 /* a whole pass by rows (draft.c): decoding, drafting */
   double accept;                         /* share of drafts that were right */
-  int depth, probe;                      /* drafts a step that "auto" makes now; decodings since it tried another depth */
+  int depth, probe;                      /* drafts a step that "auto" makes now; decodings since it looked at another depth */
 } fm_pace;
 
 struct fm_model {
@@ -110,7 +111,6 @@ struct fm_model {
   fm_task **order; int64_t cap_order;    /* running ones, while a pass is put together */
   bool decoded_last;                     /* prompts and decoding take turns */
   double slice_ms;                       /* how long a slice may be; 0: as long as it likes */
-  double guess_ms;                       /* how long a slice is going to be */
   fm_work work;
   fm_pace pace;
   fm_stats stats;
@@ -128,6 +128,9 @@ fm_status fm_model_share(fm_model *m, uint64_t *key, fm_error *err);
 fm_status fm_model_adopt(fm_model **out, uint64_t key, fm_error *err);
 
 double fm_now_ms(void);                                   /* monotonic */
+/* Moves a running mean towards `now`; 0: it has none yet. What is out of all proportion (somebody else had the machine) counts as
+   twice the mean. */
+void   fm_mean_add(double *mean, double now, double share);
 
 /* ---- session.c ---- */
 fm_status fm_session_append(fm_session *s, const int32_t *ids, int64_t n, fm_role role, fm_error *err);
@@ -217,6 +220,6 @@ void      fm_draft_pace(fm_model *m, int64_t n);
 /* Notes what a completed pass of decoding (its rows) or drafting (its tasks) cost. */
 void      fm_draft_measure(fm_model *m, bool draft, int64_t n, double ms);
 /* Notes how many drafts of a task were right. */
-void      fm_draft_accepted(fm_model *m, int64_t drafted, int64_t accepted);
+void      fm_draft_accepted(fm_model *m, const fm_task *t, int64_t drafted, int64_t accepted);
 
 #endif

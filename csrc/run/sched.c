@@ -21,6 +21,11 @@ double fm_now_ms(void) {
   return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
+void fm_mean_add(double *mean, double now, double share) {
+  if (*mean <= 0) *mean = now;
+  else *mean += share * ((now < 2 * *mean ? now : 2 * *mean) - *mean);
+}
+
 /* ---- who runs ------------------------------------------------------------------------------------- */
 
 /* Pages that running tasks and `t` hold, each once, and those that t still needs, and one for each to go on. */
@@ -135,8 +140,7 @@ int64_t fm_sched_rows(const fm_model *m, bool prompt) {
 static void note_pace(fm_model *m, double ms) {
   const fm_work *w = &m->work;
   bool prompt = w->kind == FM_PREFILL || w->kind == FM_PREFILL_MTP;
-  double *row_ms = &m->pace.row_ms[!prompt], now = ms / (double)w->pass.n;
-  *row_ms = *row_ms > 0 ? *row_ms + 0.2 * (now - *row_ms) : now;
+  fm_mean_add(&m->pace.row_ms[!prompt], ms / (double)w->pass.n, 0.2);
 }
 
 /* ---- the pass under way ------------------------------------------------------------------------------- */

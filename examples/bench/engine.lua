@@ -1,21 +1,22 @@
 -- Many at once, on pocket: throughput of 64 sessions, a judge's common prefix, drafts under load, frame steps, cancelling.
--- usage: lua5.4 examples/bench/engine.lua [batch] [judge] [drafts] [frames] [cancel] [--device cpu|cuda] [--model DIR]
+-- usage: lua5.4 examples/bench/engine.lua [batch] [judge] [drafts] [frames] [cancel] [--device cpu|cuda] [--threads N] [--model DIR]
 local fathom = require "fathom"
 local now = require("fathom.core").now
 
-local parts, device, dir = {}, "cpu", fathom.pocket
+local parts, device, dir, threads = {}, "cpu", fathom.pocket, nil
 do
   local i = 1
   while arg[i] do
     if arg[i] == "--device" then device, i = arg[i + 1], i + 1
     elseif arg[i] == "--model" then dir, i = arg[i + 1], i + 1
+    elseif arg[i] == "--threads" then threads, i = math.tointeger(tonumber(arg[i + 1])), i + 1
     else parts[arg[i]], parts[1] = true, true end
     i = i + 1
   end
 end
 
 local function load(opts)
-  opts.device = device
+  opts.device, opts.threads = device, threads
   return assert(fathom.load(dir, opts))
 end
 
