@@ -11,6 +11,7 @@ NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/n
 CUDA    ?= $(if $(NVCC),1,0)
 CUDA_ARCH ?= 80 90a
 FUZZ_SECONDS ?= 60
+SOAK_SECONDS ?= 600
 
 WARN    = -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes
 # no contraction by the compiler: every fused multiply-add is written where it is meant
@@ -29,7 +30,7 @@ export LUA_PATH  = lua/?.lua;lua/?/init.lua;;
 export LUA_CPATH = $(BUILD)/?.so;;
 export FATHOM_BUILD = $(BUILD)
 
-.PHONY: all demo host test lint asan tsan memcheck fuzz bench bench-gpu format install rock clean help deps
+.PHONY: all demo host test lint asan tsan memcheck fuzz bench bench-gpu soak format install rock clean help deps
 all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(if $(filter 1,$(CUDA)),$(BUILD)/fathom_cuda.so)   ## build the module and the libraries (default)
 
 $(BUILD)/obj/%.o: csrc/%.c
@@ -130,6 +131,8 @@ bench-gpu: all $(BUILD)/gpu $(BUILD)/grouped   ## one GPU: kernels beside its ow
 	$(BUILD)/grouped
 	$(LUA) examples/bench/engine.lua --device cuda
 	@python3 -c 'import torch, transformers' 2>/dev/null && python3 examples/bench/peer.py || echo "no transformers here: the peer is left out"
+soak: all                  ## random sessions for SOAK_SECONDS: every answer again alone, memory flat, no page lost
+	@SOAK_SECONDS=$(SOAK_SECONDS) $(LUA) spec/soak.lua
 format:                    ## clang-format over the C files
 	clang-format -i csrc/*/*.[ch] csrc/*.h spec/c/*.c
 install: all               ## to PREFIX: module, Lua files, command, libraries, header, pocket
