@@ -11,8 +11,8 @@ local seed = math.tointeger(tonumber(os.getenv "SOAK_SEED")) or os.time()
 math.randomseed(seed)
 
 local PAGE_BYTES = 9 * 64 * 144 * 4      -- of pocket's f32 cache, MTP layer included
-local model = assert(fathom.load(fathom.pocket, { device = device, seqs = 6, ctx = 768, cache_bytes = 14 * PAGE_BYTES }))
-local judge = assert(fathom.load(fathom.pocket, { device = device, seqs = 1, ctx = 768, prefix_cache = false }))
+local model = assert(fathom.load(fathom.pocket, { device = device, seqs = 6, ctx = 384, cache_bytes = 9 * PAGE_BYTES }))
+local judge = assert(fathom.load(fathom.pocket, { device = device, seqs = 1, ctx = 384, prefix_cache = false }))
 local systems = { false, "Be brief.", ("The rules of the house: be kind, be short, be right. "):rep(8) }
 local texts = { "What is 17 + 25?", "Tell me a story about a fox.", "Who are you?", "What is the capital of France?",
                 "Ella has 24 pears. She buys 4 bags with 12 pears each. How many pears does Ella have now?" }
@@ -96,23 +96,23 @@ local function step()
     if talk.task and talk.task.done then settle(talk) end
     if talk.over then close(i) end
   end
-  for _ = 1, 3 do model:step { ms = 2 } end
+  model:step { ms = pick { 2, 20, 40 } }
   if #talks < 12 then begin_talk() end
   if #talks == 0 then return end
   local i = math.random(#talks)
   local talk = talks[i]
   if talk.task then
-    if math.random(150) == 1 then
+    if math.random(1000) == 1 then
       talk.task:cancel()
       counts.cancelled = counts.cancelled + 1
     end
-    if math.random(400) == 1 then                     -- closed in mid-step
+    if math.random(3000) == 1 then                     -- closed in mid-step
       talk.sound = false
       close(i)
     end
     return
   end
-  local what = math.random(12)
+  local what = #talk.turns > 3 and 3 or math.random(10)
   if what == 1 and #talks < 12 then fork(talk)
   elseif what == 2 and #talks < 12 then save_and_restore(talk)
   elseif what == 3 then close(i)
@@ -133,9 +133,9 @@ end
 -- The widest passes there can be, so that scratch is as large as it gets.
 for _, m in ipairs { model, judge } do
   local ids = {}
-  for i = 1, 768 do ids[i] = 100 + i % 500 end
+  for i = 1, 384 do ids[i] = 100 + i % 500 end
   assert(m:logits(ids)):close()
-  assert(m:generate(table.move(ids, 1, 760, 1, {}), { max_tokens = 8, schema = schema }))
+  assert(m:generate(table.move(ids, 1, 376, 1, {}), { max_tokens = 8, schema = schema }))
 end
 
 local begun, settled, worst, told = now(), nil, 0, 0

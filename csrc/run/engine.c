@@ -88,7 +88,7 @@ static fm_status size_cache(setup *s, const fm_config *g, const fm_load_options 
   s->n_pages = s->seqs * each;
   if (o->cache_bytes && o->cache_bytes / page < s->n_pages) s->n_pages = o->cache_bytes / page;
   if (s->n_pages < each)
-    return fm_hint(err, fm_fail(err, FM_EINVAL, "cache_bytes = %lld does not hold one sequence of %lld tokens",
+    return fm_hint(err, fm_fail(err, FM_ELIMIT, "cache_bytes = %lld does not hold one sequence of %lld tokens",
                                 (long long)o->cache_bytes, (long long)s->ctx),
                    "%lld bytes do", (long long)(each * page));
   s->prefix_pages = o->prefix_bytes < 0 ? s->n_pages : o->prefix_bytes / page;
