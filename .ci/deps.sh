@@ -6,7 +6,7 @@ want() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q "install ok ins
 for set in "$@"; do
   case $set in
     build) for p in gcc libc6-dev make pkg-config lua5.4 liblua5.4-dev libcjson-dev libpcre2-dev libutf8proc-dev; do want $p; done ;;
-    test) for p in lua-busted xz-utils; do want $p; done ;;
+    test) for p in lua-busted xz-utils lua-luv lua-copas lua-cqueues; do want $p; done ;;
     lint) want lua-check ;;
   esac
 done

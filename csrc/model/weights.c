@@ -293,6 +293,8 @@ fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, int64
   return status;
 }
 
+enum { PIECE = 64 << 20 };              /* bytes placed in one go: some milliseconds, so that loading can be stopped */
+
 /* ---- placing ------------------------------------------------------------------------------------- */
 
 /* What a matrix is stored as on the device. */
@@ -370,28 +372,38 @@ int64_t fm_weights_expert_bytes(const fm_store *store, const fm_config *cfg, boo
   return size;
 }
 
-fm_status fm_weights_place(fm_weights *w, fm_ctx *c, fm_error *err) {
+/* A block for all that the slot holds. */
+static fm_status begin_placing(fm_weights *w, fm_ctx *c, fm_error *err) {
   int64_t size = 0;
   void *block;
-  const void *embed = w->embed.data;
-  if (!c->ops->upload) return FM_OK;
-  if (w->experts_stay) leave_experts(w);
   w->device = c;
   for (int64_t i = 0; i < w->n_fresh; i++) size += placed_size(c, &w->fresh[i]);
   TRY(fm_grow(&w->block.p, &w->block.cap, w->block.n + 1, sizeof(void *), err));
   TRY(c->ops->alloc(c->dev, &block, size, err));
   w->block.p[w->block.n++] = block;
-  char *at = block;
-  for (int64_t i = 0; i < w->n_fresh; i++) {
-    int64_t step = placed_size(c, &w->fresh[i]);
-    if (place_one(c, &w->fresh[i], at) != FM_OK) {
+  w->place = block;
+  return FM_OK;
+}
+
+fm_status fm_weights_place(fm_weights *w, fm_ctx *c, bool *done, fm_error *err) {
+  *done = true;
+  if (!c->ops->upload) return FM_OK;
+  if (w->n_placed == 0 && w->experts_stay) leave_experts(w);
+  if (w->n_placed == 0) TRY(begin_placing(w, c, err));
+  for (int64_t size = 0; w->n_placed < w->n_fresh && size < PIECE; w->n_placed++) {
+    const struct fm_placing *p = &w->fresh[w->n_placed];
+    int64_t step = placed_size(c, p);
+    const void *was = p->mat ? p->mat->data : NULL;
+    if (place_one(c, p, w->place) != FM_OK) {
       if (err) *err = c->err;
       return c->err.code;
     }
-    at += step;
+    if (p->mat == &w->embed && w->head.data == was) w->head = w->embed;   // tied
+    w->place += step;
+    size += step;
   }
-  if (w->head.data == embed) w->head = w->embed;   // tied
-  w->n_fresh = 0;
+  *done = w->n_placed == w->n_fresh;
+  if (*done) w->n_placed = w->n_fresh = 0;
   return FM_OK;
 }
 

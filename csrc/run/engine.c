@@ -196,6 +196,7 @@ struct fm_loader {
   setup s;
   fm_reading reading;
   int64_t slot, done, total;
+  int64_t bytes; bool filled;            /* of the slot that is being placed */
 };
 
 static fm_status open_tokenizer(fm_model *m, fm_error *err) {
@@ -281,14 +282,18 @@ fm_status fm_loader_open(fm_loader **out, const char *dir, const fm_load_options
 }
 
 fm_status fm_loader_step(fm_loader *l, int64_t *done, int64_t *total, fm_error *err) {
-  int64_t bytes = 0;
   fm_weights *w = l->m->w;
+  bool placed;
   if (l->slot <= w->n_layers) {
-    TRY(fm_weights_fill(w, &l->m->cfg, l->slot, l->reading, &bytes, err));
-    TRY(fm_weights_place(w, &l->m->c, err));
-    l->slot++;
-    l->done += bytes;
-    l->m->stats.weight_bytes += bytes;
+    if (!l->filled) TRY(fm_weights_fill(w, &l->m->cfg, l->slot, l->reading, &l->bytes, err));
+    l->filled = true;
+    TRY(fm_weights_place(w, &l->m->c, &placed, err));
+    if (placed) {
+      l->filled = false;
+      l->slot++;
+      l->done += l->bytes;
+      l->m->stats.weight_bytes += l->bytes;
+    }
   }
   *done = l->done;
   *total = l->total;

@@ -84,7 +84,6 @@ function bench.judge()
   local model <close> = load { seqs = 16 }
   together(model, { ids_of(24, 1) }, o)
   local begin = now()
-  local s <close> = assert(model:session())
   o.n = 16
   assert(model:generate(rubric, o))
   local sampled = now() - begin

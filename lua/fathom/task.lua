@@ -126,10 +126,14 @@ end
 
 -- ---- for users ----------------------------------------------------------------------------------------------
 
+--- How a coroutine waits: it yields the handle { task =, model = } and looks again when somebody resumes it. fathom.loop puts
+-- the way of an event loop here.
+task.pause = coroutine.yield
+
 -- One turn of waiting: yields where that is possible, else works.
 local function wait_a_little(self, ms)
   if coroutine.isyieldable() then
-    coroutine.yield { task = self, model = self.model }
+    task.pause { task = self, model = self.model }
   else
     self.engine:step(ms)
   end
