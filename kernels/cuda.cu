@@ -238,13 +238,20 @@ static void drop_graphs(fm_cuda *d) {
   d->graphs = NULL;
 }
 
+enum { GRAPHS = 256 };                   /* noted passes kept: batches of many sizes would fill the memory */
+
 static fm_status cuda_record(fm_ctx *c, const int64_t key[8], bool *known) {
   fm_cuda *d = fm_cuda_of(c);
   fm_graph *g = d->graphs;
+  int n = 0;
   cudaSetDevice(d->index);
-  while (g && memcmp(g->key, key, sizeof g->key) != 0) g = g->next;
+  for (; g && memcmp(g->key, key, sizeof g->key) != 0; g = g->next) n++;
   *known = g != NULL;
   if (!g) {
+    if (n >= GRAPHS) {                   // all of them: sizes that are met again are noted again
+      TRY(fm_cuda_check(&c->err, cudaStreamSynchronize(d->stream), "the work before a pass"));
+      drop_graphs(d);
+    }
     g = (fm_graph *)calloc(1, sizeof *g);
     if (!g) return fm_no_memory(&c->err, sizeof *g);
     memcpy(g->key, key, sizeof g->key);

@@ -97,7 +97,7 @@ local function step()
     if talk.over then close(i) end
   end
   model:step { ms = pick { 2, 20, 40 } }
-  if #talks < 12 then begin_talk() end
+  if #talks < 8 then begin_talk() end
   if #talks == 0 then return end
   local i = math.random(#talks)
   local talk = talks[i]

@@ -6,7 +6,7 @@
 
 #include "run/engine.h"
 
-enum { REPLAY = 64 };                    /* sampled rows computed again in one pass: their way is made for few */
+enum { REPLAY = 64, REPLAYS = 4 };       /* sampled rows of a sequence computed again in a pass, and of how many: their way is for few */
 
 static fm_text text_of(const fm_session *s) { return (fm_text){ s->ids, s->roles }; }
 
@@ -75,6 +75,7 @@ bool fm_prefill_choose(fm_model *m) {
     share = share < left ? share : left;
     fm_status status = add(m, t, share < m->chunk ? share : m->chunk);
     if (status == FM_OK) left -= w->now.seg[w->now.n - 1].n;
+    if (w->now.n >= REPLAYS && w->now.seg[0].role == FM_GENERATED) break;
     else if (status != FM_ELIMIT) fm_task_fail_own(t);
   }
   return w->now.n > 0;

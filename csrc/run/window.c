@@ -28,6 +28,7 @@ static int64_t keep_of(const fm_task *t) {
 /* Rows [keep, keep + n) of the cache go with their ids. Where they cannot, what is left is computed again. */
 static void move_rows(fm_session *s, int64_t keep, int64_t n) {
   fm_error err;
+  fm_sched_settle(s->m);                           // pages that a pass still writes to are not given to anybody
   if (s->kv.len > keep + n) {
     if (fm_net_shift(&s->m->net, &s->kv, keep, n, &err) == FM_OK) return;
     fm_log(FM_LOG_WARNING, "the window is computed again: %s", err.message);

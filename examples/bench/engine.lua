@@ -148,11 +148,11 @@ function bench.frames()
   local model <close> = load { seqs = 8, ctx = 1024, prefix_cache = false }
   local running, started, over, whole = {}, 0, {}, {}
   local wanted = device == "cpu" and 2 or 1
-  for i = 1, 10200 do
+  for i = 1, 11000 do
     started = stir(model, running, started)
     local begin = now()
     assert(model:step { ms = 2 })
-    if i > 200 then                                  -- the first ones learn how long a row takes
+    if i > 1000 then                                 -- the first ones learn how long a row takes
       over[#over + 1] = model:stats().overshoot_ms
       whole[#whole + 1] = math.max(0, now() - begin - 2)
     end
