@@ -59,15 +59,10 @@ fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, fm_rea
 /* Bytes of all that a model takes from the store, which stays the caller's; names, shapes and dtypes are checked. */
 fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, int64_t *size, fm_error *err);
 /* Moves the slot filled last into the memory of c's device, in the dtype of its arithmetic; nothing to do where that is the
-<<<<<<< HEAD
-   host's. The experts of a layer stand at equal distances, or stay (w->experts_stay). */
-fm_status fm_weights_place(fm_weights *w, fm_ctx *c, fm_error *err);
+   host's. A piece of it a call, until *done. The experts of a layer stand at equal distances, or stay (w->experts_stay). */
+fm_status fm_weights_place(fm_weights *w, fm_ctx *c, bool *done, fm_error *err);
 /* Bytes of the routed experts among what loading takes. */
 int64_t   fm_weights_expert_bytes(const fm_store *store, const fm_config *cfg, bool mtp);
-=======
-   host's. A piece of it a call, until *done. The experts of a layer stand at equal distances. */
-fm_status fm_weights_place(fm_weights *w, fm_ctx *c, bool *done, fm_error *err);
->>>>>>> bb4830e (Waiting inside the loops of luv, copas and cqueues; loading goes by pieces of 64 MiB)
 void      fm_weights_free(fm_weights *w);
 
 #endif
