@@ -293,9 +293,9 @@ fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, int64
   return status;
 }
 
-enum { PIECE = 64 << 20 };              /* bytes placed in one go: some milliseconds, so that loading can be stopped */
-
 /* ---- placing ------------------------------------------------------------------------------------- */
+
+enum { PIECE = 64 << 20 };               /* bytes placed in one go: some milliseconds, so that loading can be stopped */
 
 /* What a matrix is stored as on the device. */
 static fm_dtype placed_dtype(const fm_ctx *c, const struct fm_placing *p) {

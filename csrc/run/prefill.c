@@ -75,8 +75,8 @@ bool fm_prefill_choose(fm_model *m) {
     share = share < left ? share : left;
     fm_status status = add(m, t, share < m->chunk ? share : m->chunk);
     if (status == FM_OK) left -= w->now.seg[w->now.n - 1].n;
-    if (w->now.n >= REPLAYS && w->now.seg[0].role == FM_GENERATED) break;
     else if (status != FM_ELIMIT) fm_task_fail_own(t);
+    if (w->now.n >= REPLAYS && w->now.seg[0].role == FM_GENERATED) break;
   }
   return w->now.n > 0;
 }
