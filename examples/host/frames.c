@@ -124,6 +124,7 @@ int main(int argc, char **argv) {
   double *ms = calloc((size_t)n_frames, sizeof *ms);
   o.device = argc > 2 ? argv[2] : NULL;
   o.ctx = 1024, o.seqs = CHARACTERS;
+  o.threads = 1;             // a game's own threads want the other cores, and waiting for one that is busy costs frames
   fm_status status = ms ? fm_load(&model, dir, &o, &err) : FM_EMEMORY;
   if (status == FM_OK) status = run(model, cast, n_frames, ms, &err);
   if (status == FM_OK) {
