@@ -6,7 +6,10 @@ local now = require("fathom.core").now
 local STORY = "Tell me a story about a fox."
 local RUBRIC = ("The rubric says: be fair, be brief, be kind, and say why. "):rep(12)
 local PAGE_BYTES = 9 * 64 * 144 * 4      -- of pocket's f32 cache, MTP layer included
-local N = 32
+-- Under a sanitizer everything is some ten times slower: fewer prompts, fewer rows of the matrix, more patience.
+local ASAN = os.getenv "FATHOM_ASAN"
+local N = ASAN and 8 or 32
+local PATIENCE = ASAN and 50 or 1
 
 local function load(opts)
   opts.device = "cpu"
@@ -73,8 +76,8 @@ describe("the same seed gives the same ids", function()
     { "on one thread, in frame steps, with two drafts", { seqs = 8, threads = 1 }, { ms = 1, options = { mtp = 2 } } },
   }
 
-  for _, row in ipairs(matrix) do
-    it(row[1], function()
+  for i, row in ipairs(matrix) do
+    if not ASAN or i % 5 == 3 then it(row[1], function()
       local model <close> = load(row[2])
       local cold, cached = all_at_once(model, row[3] or {})
       assert.same(want, cold)
@@ -83,7 +86,7 @@ describe("the same seed gives the same ids", function()
       if row.again then assert.same(want, (all_at_once(model, row[3] or {}))) end
       assert.equal(0, model:stats().set_back)
       nothing_lost(model)
-    end)
+    end) end
   end
 
   it("though it is set back to waiting because pages run out", function()
@@ -206,7 +209,7 @@ describe("a frame step", function()
       n = n + 1
       local over = model:stats().overshoot_ms
       assert.is_true(over >= 0)
-      if over > 20 then long = long + 1 end
+      if over > 20 * PATIENCE then long = long + 1 end
     end
     assert.is_true(t.done and n > 20)
     assert.is_true(long <= n // 10, ("%d of %d steps were 20 ms too long"):format(long, n))   -- the machine may be busy
@@ -220,7 +223,7 @@ describe("a frame step", function()
     local begin = now()
     t:cancel()
     assert.is_false(model:step { ms = 2 })
-    assert.is_true(now() - begin < 20)
+    assert.is_true(now() - begin < 20 * PATIENCE)
     assert.equal("cancelled", t.result.finish)
     local again = assert(s:ask(RUBRIC:rep(6), { max_tokens = 5 }):wait())
     assert.is_true(again.usage.cached >= 256)
