@@ -43,7 +43,7 @@ static fm_seg next_rows(const fm_task *t, int64_t most) {
                    .n_logits = b == s->n && t->max_tokens > 0 };
 }
 
-/* Adds what of the task fits. FM_ELIMIT: nothing, for now. */
+/* Adds what of the task fits. FM_ELIMIT: nothing in this pass. */
 static fm_status add(fm_model *m, fm_task *t, int64_t most) {
   fm_seg seg = next_rows(t, most);
   if (m->work.now.n && seg.role != m->work.now.seg[0].role) return FM_ELIMIT;
