@@ -108,7 +108,7 @@ static fm_status run(gather *g, fm_error *err) {
     if (g->ids[i] < 0 || g->ids[i] >= m->cfg.vocab_size)
       return fm_fail(err, FM_EINVAL, "id %d at index %lld is outside the vocabulary of %lld", g->ids[i],
                      (long long)i, (long long)m->cfg.vocab_size);
-  fm_sched_settle(m);                              // staged ids of a pass live until the next one
+  fm_sched_finish(m);                              // staged ids of a pass live until the next one
   TRY(fm_session_new(&s, m, err));
   g->last = s->h;
   fm_status status = FM_OK;

@@ -181,6 +181,8 @@ void      fm_task_fail_own(fm_task *t);
 void      fm_sched_slice(fm_model *m, bool wait, bool *busy, bool *whole);
 /* Completes the pass under way. */
 void      fm_sched_settle(fm_model *m);
+/* And those lined up behind it: then any task may be set back for its pages. */
+void      fm_sched_finish(fm_model *m);
 /* The session's part of the pass under way is of no interest any more. */
 void      fm_sched_leave(fm_model *m, const fm_session *s);
 /* Running tasks that read prompts, or that decode, into m->order, who has had least first. Returns how many. */

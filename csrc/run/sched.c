@@ -303,3 +303,8 @@ void fm_sched_settle(fm_model *m) {
   bool busy, whole = m->work.stage == FM_CHOSEN;
   while (!whole && m->work.kind != FM_IDLE) fm_sched_slice(m, true, &busy, &whole);
 }
+
+void fm_sched_finish(fm_model *m) {
+  bool busy, whole;
+  while (m->work.kind != FM_IDLE) fm_sched_slice(m, true, &busy, &whole);
+}
