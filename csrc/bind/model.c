@@ -231,6 +231,10 @@ static int m_stats(lua_State *L) {
     lua_pushinteger(L, whole[i].v);
     lua_setfield(L, -2, whole[i].key);
   }
+  char digest[17];
+  snprintf(digest, sizeof digest, "%016llx", (unsigned long long)get(L)->digest);
+  lua_pushstring(L, digest);                       // of names, shapes, dtypes and a sample of the weights: tells models apart
+  lua_setfield(L, -2, "digest");
   lua_pushstring(L, s.device);
   lua_setfield(L, -2, "device");
   lua_pushstring(L, s.simd);

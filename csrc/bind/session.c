@@ -66,6 +66,37 @@ static int s_len(lua_State *L) {
   return 1;
 }
 
+/* session:generated() -> { from, to, from, to, ... }: which of its ids (from 1) were sampled, not given. */
+static int s_generated(lua_State *L) {
+  fm_session *s = get(L);
+  int64_t n = fm_session_len(s), out = 0;
+  lua_newtable(L);
+  for (int64_t i = 0; i < n; i++) {
+    bool in = s->roles[i] == FM_GENERATED;
+    bool before = i > 0 && s->roles[i - 1] == FM_GENERATED, after = i + 1 < n && s->roles[i + 1] == FM_GENERATED;
+    for (int edge = 0; in && edge < !before + !after; edge++) {
+      lua_pushinteger(L, i + 1);
+      lua_rawseti(L, -2, ++out);
+    }
+  }
+  return 1;
+}
+
+/* session:append(ids, generated): goes on with ids that nothing is computed for yet. */
+static int s_append(lua_State *L) {
+  fm_session *s = get(L);
+  int64_t n;
+  fm_error err;
+  luaL_argcheck(L, !s->task, 1, "a task runs in the session");
+  int32_t *ids = fm_bind_ids(L, 2, &n);
+  for (int64_t i = 0; i < n; i++)
+    luaL_argcheck(L, ids[i] >= 0 && ids[i] < s->m->cfg.vocab_size, 2, "an id is outside the vocabulary");
+  luaL_argcheck(L, n <= s->m->ctx - s->n, 2, "more ids than the context holds");
+  if (fm_session_append(s, ids, n, lua_toboolean(L, 3) ? FM_GENERATED : FM_PROMPT, &err) != FM_OK) return fm_bind_fail(L, &err);
+  lua_pushboolean(L, true);
+  return 1;
+}
+
 static int s_save(lua_State *L) {
   fm_session *s = get(L);
   size_t n_note;
@@ -285,7 +316,7 @@ static int t_tostring(lua_State *L) {
 
 void fm_bind_open_session(lua_State *L) {
   static const luaL_Reg session[] = { { "fork", s_fork }, { "ids", s_ids }, { "len", s_len }, { "save", s_save },
-    { "exact", s_exact },
+    { "exact", s_exact }, { "generated", s_generated }, { "append", s_append },
     { "task", s_task }, { NULL, NULL } };
   static const luaL_Reg task[] = { { "next", t_next }, { "state", t_state }, { "error", t_error },
     { "usage", t_usage }, { "cancel", t_cancel }, { NULL, NULL } };

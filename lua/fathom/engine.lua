@@ -35,7 +35,7 @@ end
 --- Wraps a loaded core model.
 -- @param core  core model; dir: its folder
 function engine.new(core, dir)
-  local self = setmetatable({ core = core, dir = dir, live = {}, children = 0, moves = 0 }, engine)
+  local self = setmetatable({ core = core, dir = dir, live = {}, watchers = {}, children = 0, moves = 0 }, engine)
   local tokenizer = read_json(dir, "tokenizer_config.json") or {}
   self.config = core:config()
   self.defaults = sampling.defaults(read_json(dir, "generation_config.json"))
@@ -74,6 +74,12 @@ function engine:close()
   if self.closed then return end
   self.closed = true
   if self.children == 0 then self.core:close() end
+end
+
+--- What tells the weights of this model from others: 16 hexadecimal digits.
+function engine:digest()
+  self.digest_text = self.digest_text or self.core:stats().digest
+  return self.digest_text
 end
 
 -- ---- prompts ----------------------------------------------------------------------------------------------
@@ -191,6 +197,18 @@ function engine:remove(task)
   self.moves = self.moves + 1
 end
 
+--- Lets f be called behind each step until it returns false: what a step brought may be what it waits for.
+function engine:watch(f) self.watchers[#self.watchers + 1] = f end
+
+-- Watchers may add others while they run.
+local function look_around(self)
+  local watchers = self.watchers
+  self.watchers = {}
+  for _, f in ipairs(watchers) do
+    if f() then self.watchers[#self.watchers + 1] = f end
+  end
+end
+
 --- Advances everything for at most ms milliseconds.
 -- @return boolean whether work is left, or nil, err
 function engine:step(ms)
@@ -198,6 +216,7 @@ function engine:step(ms)
   local busy, err = fault.guard(self.core.step, self.core, ms)
   if busy == nil then
     for _, task in ipairs(table.move(self.live, 1, #self.live, 1, {})) do task:fail(err) end
+    look_around(self)
     return nil, err
   end
   self:pump()
@@ -205,7 +224,8 @@ function engine:step(ms)
     local stuck = fault.new("limit", "the engine is idle while a task waits")
     for _, task in ipairs(table.move(self.live, 1, #self.live, 1, {})) do task:fail(stuck) end
   end
-  return busy or #self.live > 0
+  if self.watchers[1] then look_around(self) end
+  return busy or #self.live > 0 or self.watchers[1] ~= nil
 end
 
 return engine

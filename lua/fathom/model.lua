@@ -188,7 +188,8 @@ local function generation(self, what, prompt, opts, names)
   core, err = fault.guard(engine.core.session, engine.core)
   if not core then return nil, err end
   engine:adopt()
-  return { engine = engine, core = core, model = self, options = o, ids = ids, close = function(slot)
+  return { engine = engine, core = core, model = self, options = o, ids = ids, drawn = not given.seed,
+           messages = engine.kind(what, prompt) == "messages" and prompt or nil, close = function(slot)
     if not slot.core then return end
     slot.core:close()
     slot.core = nil
@@ -198,8 +199,8 @@ end
 
 -- The task of a slot that is closed with it.
 local function slot_task(slot)
-  return task.new(slot, slot.options, { model = slot.model, prepare = function() return slot.ids end,
-                                        finished = function() slot:close() end })
+  return task.new(slot, slot.options, { model = slot.model, prepare = function() return slot.ids, nil, slot.messages end,
+                                        drawn = slot.drawn, finished = function() slot:close() end })
 end
 
 --- Generates one reply (or n of them). A string is continued as it is, behind BOS where the tokenizer's config says
@@ -216,7 +217,7 @@ function methods:generate(prompt, opts)
   if not slot then return nil, err end
   if (slot.options.n or 1) == 1 then return slot_task(slot):wait() end
   local samples
-  samples, err = session.fan_out(slot, slot.options, function() return slot.ids end)
+  samples, err = session.fan_out(slot, slot.options, function() return slot.ids, nil, slot.messages end, slot.drawn)
   slot:close()
   if not samples then return nil, err end
   local first = sampling.merge({ samples = samples }, samples[1])

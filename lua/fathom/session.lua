@@ -47,8 +47,9 @@ function session.new(engine, model, opts)
   local core, err = fault.guard(engine.core.session, engine.core)
   if not core then return nil, err end
   o.system, o.messages = nil, nil
+  local drawn = not o.seed
   o.seed = o.seed or sampling.draw_seed()
-  return new(engine, model, core, { list = list, defaults = o })
+  return new(engine, model, core, { list = list, defaults = o, drawn = drawn })
 end
 
 --- Ends the session; its running tasks are cancelled.
@@ -116,7 +117,7 @@ local function turn_options(self, what, opts, names)
   if given.schema then o.grammar = given.grammar end
   if given.grammar then o.schema = given.schema end
   self.engine:check_options(what, o)
-  return o
+  return o, self.drawn and not given.seed
 end
 
 local function ids_turn(self, ids)
@@ -132,7 +133,7 @@ local function message_turn(self, turn, o)
   local function prepare()
     local ids, err
     ids, err, list = window.render(self.engine, append(self.list, said), o)
-    return ids, err
+    return ids, err, list
   end
   return prepare, function(t) keep_turn(self, t, list) end
 end
@@ -144,10 +145,10 @@ end
 -- @usage local task = session:ask "What is 17 + 25?"
 function methods:ask(turn, opts)
   check_open(self)
-  local o = turn_options(self, "session:ask", opts, ask_known)
+  local o, drawn = turn_options(self, "session:ask", opts, ask_known)
   local prepare, finished
   if is_ids(turn) then prepare = ids_turn(self, turn) else prepare, finished = message_turn(self, turn, o) end
-  return task.new(self, o, { model = self.model, prepare = prepare, finished = function(t)
+  return task.new(self, o, { model = self.model, prepare = prepare, drawn = drawn, finished = function(t)
     if t.reply and finished then finished(t) end
   end })
 end
@@ -164,28 +165,28 @@ function methods:stream(turn, opts) return self:ask(turn, opts):pieces() end
 -- @usage local votes = session:sample("Heads or tails?", { n = 5 })
 function methods:sample(turn, opts)
   check_open(self)
-  local o = turn_options(self, "session:sample", opts, sampling.known)
+  local o, drawn = turn_options(self, "session:sample", opts, sampling.known)
   local said = new_messages("session:sample", turn)
-  return session.fan_out(self, o, function() return window.render(self.engine, append(self.list, said), o) end)
+  return session.fan_out(self, o, function() return window.render(self.engine, append(self.list, said), o) end, drawn)
 end
 
 -- A task in a fork of the slot, which goes with it.
-local function branch(slot, o, sample, ids)
+local function branch(slot, o, sample, first)
   local core, err = fault.guard(slot.core.fork, slot.core)
   if not core then return nil, err end
-  return task.new({ engine = slot.engine, core = core }, o, { model = slot.model, sample = sample,
-                  prepare = function() return ids end, finished = function() core:close() end })
+  return task.new({ engine = slot.engine, core = core }, o, { model = slot.model, sample = sample, drawn = first.how.drawn,
+                  prepare = function() return first.prompt, nil, first.messages end, finished = function() core:close() end })
 end
 
 --- Several replies to one prompt: read once in `slot`, then decoded in forks of it.
 -- @return list of results, or nil, err
-function session.fan_out(slot, o, prepare)
-  local first = task.new(slot, sampling.merge({ max_tokens = 0 }, o), { model = slot.model, prepare = prepare })
+function session.fan_out(slot, o, prepare, drawn)
+  local first = task.new(slot, sampling.merge({ max_tokens = 0 }, o), { model = slot.model, prepare = prepare, drawn = drawn })
   local read, err = first:wait()
   if not read then return nil, err end
   local tasks, results = {}, {}
   for i = 1, o.n or 1 do
-    tasks[i], err = branch(slot, o, i - 1, first.prompt)
+    tasks[i], err = branch(slot, o, i - 1, first)
     if err then break end
   end
   for i = 1, err and 0 or #tasks do
@@ -225,7 +226,8 @@ function methods:fork()
   check_open(self)
   local core, err = fault.guard(self.core.fork, self.core)
   if not core then return nil, err end
-  return new(self.engine, self.model, core, { list = copy(self.list), defaults = copy(self.defaults) })
+  return new(self.engine, self.model, core, { list = copy(self.list), defaults = copy(self.defaults),
+                                              drawn = self.drawn })
 end
 
 --- The conversation so far, as messages that render would take.

@@ -1,6 +1,7 @@
 --- task.lua - one generation under way: started when its session is free, drained as the engine goes on.
 
 local fault = require "fathom.fault"
+local note = require "fathom.note"
 local options = require "fathom.options"
 local reply = require "fathom.reply"
 local sampling = require "fathom.sampling"
@@ -30,12 +31,13 @@ end
 --- Makes a task and gives it to the engine.
 -- @param slot table   { engine =, core = core session, current = the task that runs }
 -- @param o table      checked options with defaults and seed
--- @param how table    prepare() -> ids | nil, err, called when the task starts; finished(task), called when it is
---                     over and before anybody sees that; sample: which of n samples
+-- @param how table    prepare() -> ids, nil, messages | nil, err, called when the task starts; finished(task), called when
+--                     it is over and before anybody sees that; sample: which of n samples; drawn: nobody chose the seed
 -- @return task
 function task.new(slot, o, how)
   local t = setmetatable({ done = false, usage = no_usage(), slot = slot, engine = slot.engine, model = how.model,
                            options = o, how = how, queue = {}, }, task.mt)
+  t.span = note.open(t)
   slot.engine:add(t)
   return t
 end
@@ -61,6 +63,7 @@ local function over(self)
   self.engine:remove(self)
   if self.how.finished then self.how.finished(self) end
   self.done = true
+  note.over(self)
   self.engine:pump()
 end
 
@@ -83,7 +86,7 @@ end
 
 --- Called by the engine when the session is free.
 function methods:start()
-  local ok, ids, err = pcall(self.how.prepare)
+  local ok, ids, err, messages = pcall(self.how.prepare)
   if not ok then ids, err = nil, type(ids) == "string" and fault.new("format", ids) or ids end
   if not ids then return self:fail(err) end
   if #ids == 0 then
@@ -96,7 +99,8 @@ function methods:start()
                         sampling.core(self.options, self.how.sample, opened and marks.think_end or nil))
   if not ok then core, err = nil, fault.new("format", core) end
   if not core then return self:fail(err) end
-  self.slot.current, self.core, self.prompt = self, core, ids
+  self.slot.current, self.core, self.prompt, self.messages = self, core, ids, messages
+  note.started(self, messages)
   self.reply = reply.new(self.engine.core, marks, opened, self.options.logprobs)
   self.engine.moves = self.engine.moves + 1
 end
@@ -130,10 +134,19 @@ end
 -- the way of an event loop here.
 task.pause = coroutine.yield
 
+--- Coroutines that a crew resumes (crew.lua): they yield to it, whatever loop goes on around.
+task.crewed = setmetatable({}, { __mode = "k" })
+
+--- Yields a handle to whoever drives this coroutine.
+function task.yield(handle)
+  if task.crewed[coroutine.running()] then return coroutine.yield(handle) end
+  return task.pause(handle)
+end
+
 -- One turn of waiting: yields where that is possible, else works.
 local function wait_a_little(self, ms)
   if coroutine.isyieldable() then
-    task.pause { task = self, model = self.model }
+    task.yield { task = self, model = self.model }
   else
     self.engine:step(ms)
   end
