@@ -10,6 +10,10 @@ SAN     ?=
 NVCC    ?= $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
 CUDA    ?= $(if $(NVCC),1,0)
 CUDA_ARCH ?= 80 90a
+# each half of the network library where its own library is; NET=0 leaves it out, NET=1 wants both
+NET     ?= auto
+NET_FOUND = $(shell for p in libcurl libmicrohttpd; do pkg-config --exists $$p 2>/dev/null && echo $$p; done)
+NET_LIBS := $(if $(filter 0,$(NET)),,$(if $(filter 1,$(NET)),libcurl libmicrohttpd,$(NET_FOUND)))
 FUZZ_SECONDS ?= 60
 SOAK_SECONDS ?= 600
 
@@ -22,6 +26,11 @@ LIBS    = -lcjson -lpcre2-8 -lutf8proc -lm -ldl -pthread
 
 CORE    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/base/*.c csrc/op/*.c csrc/cpu/*.c csrc/io/*.c csrc/model/*.c csrc/run/*.c))
 BIND    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/bind/*.c))
+NET_CLIENT = csrc/net/client.c csrc/net/lua_client.c
+NET_SOURCES = csrc/net/net.c $(if $(filter libcurl,$(NET_LIBS)),$(NET_CLIENT)) \
+          $(if $(filter libmicrohttpd,$(NET_LIBS)),$(filter-out csrc/net/net.c $(NET_CLIENT),$(wildcard csrc/net/*.c)))
+NETOBJ  = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(NET_SOURCES))
+NETLIB  = $(if $(NET_LIBS),$(BUILD)/fathom/net.so)
 CTESTS  = $(patsubst spec/c/%.c,$(BUILD)/test/%,$(wildcard spec/c/*_test.c))
 FUZZERS = $(patsubst spec/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard spec/fuzz/*_fuzz.c))
 TOKENIZERS = $(patsubst spec/data/tokenizers/%/tokenizer.json.xz,$(BUILD)/data/tokenizers/%/tokenizer.json,$(wildcard spec/data/tokenizers/*/tokenizer.json.xz))
@@ -30,16 +39,24 @@ export LUA_PATH  = lua/?.lua;lua/?/init.lua;;
 export LUA_CPATH = $(BUILD)/?.so;;
 export FATHOM_BUILD = $(BUILD)
 
-.PHONY: all demo host test lint asan tsan memcheck fuzz bench bench-gpu soak format install rock clean help deps
-all: $(BUILD)/fathom.so $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(if $(filter 1,$(CUDA)),$(BUILD)/fathom_cuda.so)   ## build the module and the libraries (default)
+.PHONY: all modules net-note demo host test lint asan tsan memcheck fuzz bench bench-gpu soak format install rock clean help deps deps-net
+all: modules $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(if $(filter 1,$(CUDA)),$(BUILD)/fathom_cuda.so)   ## build the module and the libraries (default)
+modules: $(BUILD)/fathom.so $(NETLIB) net-note
+net-note:
+	@for p in $(if $(filter auto,$(NET)),$(filter-out $(NET_LIBS),libcurl libmicrohttpd)); do \
+	  echo "no headers of $$p here: fathom.$$(test $$p = libcurl && echo remote || echo serve) is left out (make deps-net installs them)"; done
 
 $(BUILD)/obj/%.o: csrc/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
--include $(CORE:.o=.d) $(BIND:.o=.d)
+-include $(CORE:.o=.d) $(BIND:.o=.d) $(NETOBJ:.o=.d)
 
 $(BUILD)/fathom.so: $(CORE) $(BIND)
 	$(CC) $(SAN) -shared -Wl,--exclude-libs,ALL -Wl,--version-script=csrc/bind/fathom.map -o $@ $^ $(LIBS)
+# opened on first use, with a copy of base of its own; it stays when a Lua state goes: a thread of libcurl's may still look up a name
+$(BUILD)/fathom/net.so: $(NETOBJ) $(BUILD)/obj/base/status.o $(BUILD)/obj/base/mem.o
+	@mkdir -p $(@D)
+	$(CC) $(SAN) -shared -Wl,-z,nodelete -Wl,--version-script=csrc/net/net.map -o $@ $^ $$(pkg-config --libs $(NET_LIBS)) -pthread
 $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	@mkdir -p $(@D)
 	$(NVCC) -std=c++20 -O3 -lineinfo $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Icsrc -Ikernels \
@@ -85,20 +102,22 @@ $(BUILD)/fuzz/%: spec/fuzz/%.c $(wildcard spec/fuzz/*.h csrc/*/*.h) $(FUZZED)
 $(BUILD)/fuzz/store_fuzz: spec/fuzz/store_fuzz.c $(wildcard csrc/*/*.[ch])
 	@mkdir -p $(@D)
 	$(CLANG) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< \
-	  $(filter-out csrc/bind/%,$(wildcard csrc/*/*.c)) $(LIBS)
+	  $(filter-out csrc/bind/% csrc/net/%,$(wildcard csrc/*/*.c)) $(LIBS)
 
 deps:                      ## install what is missing for building (apt)
 	@sh .ci/deps.sh build
+deps-net:                  ## install what remote and serve need besides (apt)
+	@sh .ci/deps.sh build net
 demo: deps                 ## build, then show the main job on the model that comes along
 	@$(MAKE) --no-print-directory -s all
 	$(LUA) examples/01_generate.lua
 test:                      ## build and run every spec and C test
-	@sh .ci/deps.sh build test
+	@sh .ci/deps.sh build net test
 	@$(MAKE) --no-print-directory -s run-tests
 run-tests: all $(CTESTS) $(TOKENIZERS) $(BUILD)/generate $(BUILD)/frames $(BUILD)/fathom_apart.so
 	$(LUA) spec/run.lua $(CTESTS)
 lint:                      ## warnings of two compilers as errors, luacheck
-	@sh .ci/deps.sh build lint
+	@sh .ci/deps.sh build net lint
 	@for c in $(CC) $(CLANG); do command -v $$c >/dev/null || { echo "lint: no $$c, skipped"; continue; }; \
 	  for f in csrc/*/*.c spec/c/*.c examples/*/*.c; do $$c $(CFLAGS) -Werror -fsyntax-only $$f || exit 1; done; done
 	luacheck -q lua $(wildcard lua/bin/fathom) examples spec
@@ -136,8 +155,9 @@ soak: all                  ## random sessions for SOAK_SECONDS: every answer aga
 format:                    ## clang-format over the C files
 	clang-format -i csrc/*/*.[ch] csrc/*.h spec/c/*.c
 install: all               ## to PREFIX: module, Lua files, command, libraries, header, pocket
-	install -d $(PREFIX)/lib/lua/5.4 $(PREFIX)/share/lua/5.4/fathom $(PREFIX)/bin $(PREFIX)/include
+	install -d $(PREFIX)/lib/lua/5.4/fathom $(PREFIX)/share/lua/5.4/fathom $(PREFIX)/bin $(PREFIX)/include
 	install -m 755 $(BUILD)/fathom.so $(wildcard $(BUILD)/fathom_cuda.so) $(PREFIX)/lib/lua/5.4/
+	$(if $(NETLIB),install -m 755 $(NETLIB) $(PREFIX)/lib/lua/5.4/fathom/)
 	$(if $(wildcard $(BUILD)/fathom_cuda.so),ln -sf lua/5.4/fathom_cuda.so $(PREFIX)/lib/fathom_cuda.so)
 	install -m 644 $(BUILD)/libfathom.a $(BUILD)/libfathom.so $(PREFIX)/lib/
 	install -m 644 csrc/fathom.h $(PREFIX)/include/
@@ -146,8 +166,9 @@ install: all               ## to PREFIX: module, Lua files, command, libraries, 
 	install -m 644 examples/pocket/*.json examples/pocket/*.safetensors examples/pocket/MODEL.md $(PREFIX)/share/lua/5.4/fathom/pocket/
 	install -m 755 lua/bin/fathom $(PREFIX)/bin/
 rock:                      # what LuaRocks calls after building
-	install -d $(ROCK_LIB) $(ROCK_LUA)/fathom/pocket $(ROCK_BIN)
+	install -d $(ROCK_LIB)/fathom $(ROCK_LUA)/fathom/pocket $(ROCK_BIN)
 	install -m 755 $(BUILD)/fathom.so $(wildcard $(BUILD)/fathom_cuda.so) $(ROCK_LIB)/
+	$(if $(NETLIB),install -m 755 $(NETLIB) $(ROCK_LIB)/fathom/)
 	cp -r lua/fathom/. $(ROCK_LUA)/fathom/
 	install -m 644 examples/pocket/*.json examples/pocket/*.safetensors examples/pocket/MODEL.md $(ROCK_LUA)/fathom/pocket/
 	install -m 755 lua/bin/fathom $(ROCK_BIN)/

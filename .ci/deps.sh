@@ -1,17 +1,18 @@
 #!/bin/sh
-# Installs what is missing, through apt. usage: deps.sh build|test|lint ...
+# Installs what is missing, through apt. usage: deps.sh build|net|test|lint ...
 # Says what it installs. Without root it prints the one line to run and stops with status 1.
 need=""
 want() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q "install ok installed" || need="$need $1"; }
 for set in "$@"; do
   case $set in
     build) for p in gcc libc6-dev make pkg-config lua5.4 liblua5.4-dev libcjson-dev libpcre2-dev libutf8proc-dev; do want $p; done ;;
+    net) for p in libcurl4-openssl-dev libmicrohttpd-dev; do want $p; done ;;
     test) for p in lua-busted xz-utils lua-luv lua-copas lua-cqueues; do want $p; done ;;
     lint) want lua-check ;;
   esac
 done
 if ! command -v dpkg-query >/dev/null; then
-  echo "fathom needs: a C compiler, Lua 5.4 with headers, cJSON, PCRE2, utf8proc (and busted, xz for tests)" >&2
+  echo "fathom needs: a C compiler, Lua 5.4 with headers, cJSON, PCRE2, utf8proc (libcurl and libmicrohttpd for remote and serve; busted, xz for tests)" >&2
   exit 0
 fi
 [ -z "$need" ] && exit 0

@@ -15,7 +15,7 @@ external_dependencies = {
 }
 build = {
   type = "make",
-  build_target = "build/fathom.so",
+  build_target = "modules",
   build_variables = { LUA_INC = "-I$(LUA_INCDIR)" },
   install_target = "rock",
   install_variables = { ROCK_LIB = "$(LIBDIR)", ROCK_LUA = "$(LUADIR)", ROCK_BIN = "$(BINDIR)" },
