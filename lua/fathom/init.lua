@@ -37,6 +37,8 @@ end
 local lazy = {
   pocket = find_pocket,                                             -- path of the model that comes with fathom
   version = function() return require("fathom.core").version end,
+  trace = function() return require("fathom.trace").open end,
+  replay = function() return require("fathom.replay").run end,
 }
 
 return setmetatable(fathom, { __index = function(t, key)
