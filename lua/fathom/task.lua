@@ -20,6 +20,13 @@ task.mt = {
   end,
 }
 
+-- Metatables of tasks: the engine's, and those of other backends (job.lua), which share waiting and pieces.
+task.kinds = { [task.mt] = true }
+
+local function check_self(self)
+  if not task.kinds[getmetatable(self)] then options.self("task", self, task.mt) end
+end
+
 -- How long one turn of the engine is while somebody blocks for a result, in ms.
 local SLICE_MS = 50
 
@@ -156,7 +163,7 @@ end
 -- @return result, or nil, err when the task failed
 -- @usage local result = assert(session:ask("Hi"):wait())
 function methods:wait()
-  options.self("task", self, task.mt)
+  check_self(self)
   while not self.done do wait_a_little(self, SLICE_MS) end
   if self.err then return nil, self.err end
   return self.result
@@ -164,7 +171,7 @@ end
 
 --- Stops the task; what it has said stays in task.result, with finish "cancelled".
 function methods:cancel()
-  options.self("task", self, task.mt)
+  check_self(self)
   if self.done then return end
   if not self.core then return finish(self, "cancelled") end
   self.core:cancel()
@@ -175,7 +182,7 @@ end
 -- @return iterator over text, info (channel, ids, logprobs)
 -- @usage for piece, info in task:pieces() do io.write(piece) end
 function methods:pieces()
-  options.self("task", self, task.mt)
+  check_self(self)
   local function stop() self:cancel() end
   local guard = setmetatable({}, { __close = stop, __gc = stop })
   local at = 0
@@ -188,7 +195,7 @@ function methods:pieces()
       end
       if self.done and self.err then error(self.err, 0) end
       if self.done then return nil end
-      wait_a_little(self, 0)
+      wait_a_little(self, self.slice_ms or 0)
     end
   end
   return next_piece, nil, nil, guard
