@@ -56,6 +56,7 @@ int  fm_bind_session(lua_State *L);                /* model:session() */
 int  fm_bind_restore(lua_State *L);                /* model:restore(path) */
 int  fm_bind_adopt(lua_State *L);                  /* core.adopt(number) */
 int  fm_bind_history(lua_State *L);                /* core.history(path) */
+int  fm_bind_fence(lua_State *L);                  /* core.fence(code, ...) */
 fm_load_options fm_bind_load_options(lua_State *L, int index);
 
 FM_API int luaopen_fathom_core(lua_State *L);
