@@ -183,6 +183,39 @@ describe("a mock", function()
 end)
 
 describe("backends", function()
+  it("move the jobs of a crew, inside and outside a coroutine", function()
+    local crew = require "fathom.crew"
+    local m = fathom.mock { replies = function(messages) return messages[#messages].content .. " done" end }
+    local s = m:session {}
+    local function job(_, index) return s:fork():ask("job " .. index):wait().answer end
+    local function answers()
+      local list = assert(crew.run(s, { job, job, job }, { width = 2 }))
+      return { list[1].value, list[2].value, list[3].value }
+    end
+    assert.same({ "job 1 done", "job 2 done", "job 3 done" }, answers())
+    local co, turns, got = coroutine.wrap(answers), 0, nil
+    repeat
+      got = co()
+      turns = turns + 1
+      m:step { ms = 1 }
+    until got[1] == "job 1 done"
+    assert.is_true(turns > 2)
+  end)
+
+  it("leave their generations in a trace", function()
+    local span = require "fathom.span"
+    local seen = {}
+    local function listen(record) seen[#seen + 1] = record end
+    span.listen(listen)
+    local m = fathom.mock { replies = { "<think>t</think>a", { err = "network" } } }
+    m:generate(ask "x", { seed = 3 })
+    m:session({}):ask("y"):wait()
+    span.unlisten(listen)
+    assert.same({ "generate", "mock", "a", 3 }, { seen[1].kind, seen[1].backend, seen[1].answer, seen[1].options.seed })
+    assert.same({ "network", "y", true }, { seen[2].err.code, seen[2].messages[1].content, seen[2].drawn })
+    assert.is_string(json.encode(seen))
+  end)
+
   it("are told from what is none", function()
     local m = fathom.mock { replies = {} }
     backend.check("x", m)

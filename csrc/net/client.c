@@ -199,7 +199,7 @@ const fm_error *fm_transfer_error(const fm_transfer *t) { return &t->err; }
 
 /* ---- the client -------------------------------------------------------------------------------------- */
 
-fm_status fm_client_new(fm_client **out, int at_once, fm_error *err) {
+fm_status fm_client_new(fm_client **out, fm_error *err) {
   if (curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK)   // counted by libcurl; never taken back, others may use it
     return fm_fail(err, FM_ENETWORK, "libcurl does not start");
   fm_client *c = fm_zalloc(sizeof *c);
@@ -209,7 +209,6 @@ fm_status fm_client_new(fm_client **out, int at_once, fm_error *err) {
     fm_free(c);
     return fm_no_memory(err, 0);
   }
-  if (at_once > 0) curl_multi_setopt(c->multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long)at_once);
   *out = c;
   return FM_OK;
 }

@@ -30,8 +30,7 @@ typedef struct fm_request {
   const char *ca_file;             /* certificates to trust in place of the system's */
 } fm_request;
 
-/* at_once: connections open at the same time, others wait their turn; 0: no bound. */
-fm_status fm_client_new (fm_client **out, int at_once, fm_error *err);
+fm_status fm_client_new (fm_client **out, fm_error *err);
 void      fm_client_free(fm_client *c);
 /* Moves every transfer; waits at most wait_ms for something to happen. *n_running: transfers that are not over. */
 fm_status fm_client_step(fm_client *c, int wait_ms, int *n_running, fm_error *err);

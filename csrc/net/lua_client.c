@@ -1,5 +1,5 @@
 /*
-** lua_client.c - client.h for Lua: net.client{ at_once = } and its transfers.
+** lua_client.c - client.h for Lua: net.client() and its transfers.
 ** A transfer keeps its client alive in a user value; closing either is allowed at any time.
 */
 #include "net/client.h"
@@ -104,14 +104,12 @@ static int c_close(lua_State *L) {
   return 0;
 }
 
-/* net.client{ at_once = } -> client | nil, code, message */
+/* net.client() -> client | nil, code, message */
 static int client(lua_State *L) {
   fm_error err;
-  int at_once = 0;
-  if (lua_istable(L, 1)) at_once = (int)number(L, 1, "at_once");
   void **box = box_new(L, CLIENT);
   fm_client *c;
-  if (fm_client_new(&c, at_once, &err) != FM_OK) return fm_net_fail(L, &err);
+  if (fm_client_new(&c, &err) != FM_OK) return fm_net_fail(L, &err);
   *box = c;
   return 1;
 }

@@ -15,11 +15,10 @@ local SLICE_MS = 50
 
 -- ---- who steps the backend ------------------------------------------------------------------------------------
 
--- The engine below a model or a session; nil: a backend that steps itself.
+-- What moves a backend (an engine, or the desk of a remote or a mock); nil: a backend that steps itself.
 local function engine_of(backend)
-  local mt = getmetatable(backend)
-  local name = mt and mt.__name
-  if name == "fathom.model" or name == "fathom.session" then return backend.engine end
+  local engine = backend.engine
+  return type(engine) == "table" and engine.watch and engine or nil
 end
 
 -- Lets f be called behind each step of the backend until it returns false.
@@ -177,7 +176,7 @@ function methods:pieces()
       end
       if self.done and self.err then error(self.err, 0) end
       if self.done then return nil end
-      wait_a_little(self, 0)
+      wait_a_little(self, self.engine.slice_ms or 0)
       pump(self)
     end
   end

@@ -5,9 +5,9 @@ local desk = {}
 desk.__index = desk
 
 --- @param backend table  what users hold; tasks name it as their model
--- @param how table      begin, drop, advance; slice_ms: how long one turn of a blocking loop over pieces may wait
+-- @param how table      begin, drop, advance; label: its kind, for traces; slice_ms: how long one turn of a blocking loop over pieces may wait
 function desk.new(backend, how)
-  return setmetatable({ backend = backend, live = {}, begin = how.begin, drop = how.drop, advance = how.advance,
+  return setmetatable({ backend = backend, live = {}, watchers = {}, label = how.label, begin = how.begin, drop = how.drop, advance = how.advance,
                         slice_ms = how.slice_ms }, desk)
 end
 
@@ -34,12 +34,25 @@ function desk:remove(job)
   end
 end
 
+--- Lets f be called behind each step until it returns false, as an engine does.
+function desk:watch(f) self.watchers[#self.watchers + 1] = f end
+
+-- Watchers may add others while they run.
+local function look_around(self)
+  local watchers = self.watchers
+  self.watchers = {}
+  for _, f in ipairs(watchers) do
+    if f() then self.watchers[#self.watchers + 1] = f end
+  end
+end
+
 --- Moves everything for at most ms.
 -- @return boolean whether work is left
 function desk:step(ms)
   self:pump()
-  if #self.live > 0 then self:advance(ms) end
-  return #self.live > 0
+  if self.live[1] then self:advance(ms) end
+  if self.watchers[1] then look_around(self) end
+  return self.live[1] ~= nil or self.watchers[1] ~= nil
 end
 
 --- Cancels everything.

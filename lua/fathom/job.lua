@@ -3,7 +3,9 @@
 
 local fault = require "fathom.fault"
 local json = require "fathom.json"
+local note = require "fathom.note"
 local options = require "fathom.options"
+local span = require "fathom.span"
 local task = require "fathom.task"
 
 local job = {}
@@ -24,16 +26,25 @@ local function no_usage()
            prefill_ms = 0.0, decode_ms = 0.0 }
 end
 
+-- The span of a job, with the fields that an engine's task has as far as they are known.
+local function open_span(desk, o, how)
+  if not span.listening() then return nil end
+  return span.leaf("generate", { backend = desk.label, model = desk.backend.model, sample = how.sample or 0,
+                                 drawn = how.drawn or nil, options = note.options(o) })
+end
+
 --- Makes a job and gives it to its desk.
 -- @param desk table   what moves it, see desk.lua
 -- @param slot table   { current = the job that runs }: one at a time in a slot
 -- @param o table      checked options with defaults and seed
 -- @param how table    prepare() -> prompt | nil, err, called when the job starts; finished(job), called when it is over and
---                     before anybody sees that; sample: which of n samples (from 0)
+--                     before anybody sees that; sample: which of n samples (from 0); group: shared by the samples of one call;
+--                     drawn: nobody chose the seed
 function job.new(desk, slot, o, how)
   local t = setmetatable({ done = false, usage = no_usage(), slot = slot, engine = desk, model = desk.backend, options = o,
                            how = how, queue = {}, slice_ms = desk.slice_ms, parts = {}, texts = { think = {}, answer = {} },
                            tool_calls = {} }, job.mt)
+  t.span = open_span(desk, o, how)
   desk:add(t)
   return t
 end
@@ -45,6 +56,7 @@ local function over(self)
   self.engine:remove(self)
   if self.how.finished then self.how.finished(self) end
   self.done = true
+  note.over(self)
   self.engine:pump()
 end
 
@@ -54,6 +66,7 @@ function methods:start()
   local prompt, err = self.how.prepare()
   if not prompt then return self:fail(err) end
   self.slot.current, self.started, self.prompt = self, true, prompt
+  if self.span then self.span:set { messages = note.messages(prompt.messages), text_prompt = prompt.text } end
   return self.engine:begin(self, prompt)
 end
 
@@ -70,11 +83,15 @@ function methods:say(channel, text, more)
   if list and not (more and more.mark) then list[#list + 1] = text end
 end
 
---- A tool call, whole; its text is that of the form with <tool_call> marks.
+--- The text around the arguments of a tool call, in the form with <tool_call> marks.
+function job.call_text(name) return ('<tool_call>\n{"name": %s, "arguments": '):format(json.encode(name)), "}\n</tool_call>" end
+
+--- A tool call, whole.
 -- @param call table  name, arguments (a table; nil where they are no JSON), raw, error, id
 function methods:call(call)
+  local open, close = job.call_text(call.name)
   self.tool_calls[#self.tool_calls + 1] = call
-  self:say("tool", ('<tool_call>\n{"name": %s, "arguments": %s}\n</tool_call>'):format(json.encode(call.name), call.raw))
+  self:say("tool", open .. call.raw .. close)
 end
 
 local function trim(s) return s:match "^%s*(.-)%s*$" end

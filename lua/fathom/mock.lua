@@ -174,7 +174,7 @@ function mock.new(opts)
     end
   end
   local self = setmetatable({ replies = list, calls = {}, asked = 0, closed = false }, mock.mt)
-  self.desk = desk.new(self, { begin = begin, drop = function() end, advance = advance })
+  self.engine = desk.new(self, { label = "mock", begin = begin, drop = function() end, advance = advance })
   return self
 end
 
@@ -191,7 +191,7 @@ function methods:close()
   options.self("mock", self, mock.mt)
   if self.closed then return end
   self.closed = true
-  self.desk:close()
+  self.engine:close()
 end
 
 mock.mt = {

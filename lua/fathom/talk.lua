@@ -33,9 +33,10 @@ end
 --- Checks the options of one call and lays them over the defaults.
 function talk.options(what, given, names, ...)
   local o = sampling.merge(options.check(what, given, names), ...)
+  local drawn = not o.seed
   o.seed = o.seed or sampling.draw_seed()
   check_options(what, o)
-  return o
+  return o, drawn
 end
 
 -- ---- life ---------------------------------------------------------------------------------------------------------
@@ -57,8 +58,9 @@ function talk.new(desk, what, opts)
     for _, m in ipairs(o.messages) do list[#list + 1] = copy(m) end
   end
   o.system, o.messages = nil, nil
+  local drawn = not o.seed
   o.seed = o.seed or sampling.draw_seed()
-  return setmetatable({ engine = desk, model = desk.backend, list = list, defaults = o, exact = true }, talk.mt)
+  return setmetatable({ engine = desk, model = desk.backend, list = list, defaults = o, drawn = drawn, exact = true }, talk.mt)
 end
 
 --- Ends the conversation; its running tasks are cancelled.
@@ -114,7 +116,8 @@ function methods:ask(turn, opts)
   local given = options.check("session:ask", opts, ask_known)
   local o = talk.options("session:ask", given, ask_known, self:under(given))
   local said = new_messages("session:ask", turn)
-  return job.new(self.engine, self, o, { prepare = function() return { messages = append(self.list, said) } end,
+  return job.new(self.engine, self, o, { drawn = self.drawn and not given.seed,
+                                         prepare = function() return { messages = append(self.list, said) } end,
                                          finished = function(t) keep_turn(self, t, said) end })
 end
 
@@ -133,10 +136,10 @@ function methods:stream(turn, opts) return self:ask(turn, opts):pieces() end
 
 --- Several replies to one prompt, asked for all at once.
 -- @return list of results, or nil, err
-function talk.fan_out(desk, o, prompt)
-  local jobs, results = {}, {}
-  for i = 1, o.n or 1 do
-    jobs[i] = job.new(desk, {}, o, { sample = i - 1, prepare = function() return prompt end })
+function talk.fan_out(desk, o, prompt, drawn)
+  local jobs, results, group = {}, {}, { n = o.n or 1 }
+  for i = 1, group.n do
+    jobs[i] = job.new(desk, {}, o, { sample = i - 1, group = group, drawn = drawn, prepare = function() return prompt end })
   end
   for i, t in ipairs(jobs) do
     local result, err = t:wait()
@@ -158,7 +161,8 @@ function methods:sample(turn, opts)
   check_open(self)
   local given = options.check("session:sample", opts, sampling.known)
   local o = talk.options("session:sample", given, sampling.known, self:under(given))
-  return talk.fan_out(self.engine, o, { messages = append(self.list, new_messages("session:sample", turn)) })
+  return talk.fan_out(self.engine, o, { messages = append(self.list, new_messages("session:sample", turn)) },
+                      self.drawn and not given.seed)
 end
 
 -- The document of a finished reply.
@@ -198,7 +202,7 @@ end
 function methods:fork()
   check_open(self)
   return setmetatable({ engine = self.engine, model = self.model, list = copy(self.list), defaults = copy(self.defaults),
-                        exact = self.exact }, talk.mt)
+                        drawn = self.drawn, exact = self.exact }, talk.mt)
 end
 
 --- The conversation so far.
@@ -230,7 +234,7 @@ local function prompt_of(what, prompt)
   return { messages = copy(prompt) }
 end
 
---- generate, stream and session for a backend whose desk is self.desk.
+--- generate, stream and session for a backend whose desk is self.engine.
 -- @param name string  for messages: "mock"
 function talk.verbs(name)
   local verbs = {}
@@ -239,8 +243,8 @@ function talk.verbs(name)
   -- @return result, or nil, err. With n > 1 it is the first of result.samples.
   function verbs:generate(prompt, opts)
     self:check_open()
-    local o = talk.options(name .. ":generate", opts, sampling.known)
-    local samples, err = talk.fan_out(self.desk, o, prompt_of(name .. ":generate", prompt))
+    local o, drawn = talk.options(name .. ":generate", opts, sampling.known)
+    local samples, err = talk.fan_out(self.engine, o, prompt_of(name .. ":generate", prompt), drawn)
     if not samples then return nil, err end
     if #samples == 1 then return samples[1] end
     return sampling.merge({ samples = samples }, samples[1])
@@ -249,15 +253,15 @@ function talk.verbs(name)
   --- Generates in a loop of pieces; leaving the loop cancels.
   function verbs:stream(prompt, opts)
     self:check_open()
-    local o = talk.options(name .. ":stream", opts, stream_known)
+    local o, drawn = talk.options(name .. ":stream", opts, stream_known)
     local p = prompt_of(name .. ":stream", prompt)
-    return job.new(self.desk, {}, o, { prepare = function() return p end }):pieces()
+    return job.new(self.engine, {}, o, { drawn = drawn, prepare = function() return p end }):pieces()
   end
 
   --- Starts a conversation: system, messages, seed, tools and any generation option as default for every turn.
   function verbs:session(opts)
     self:check_open()
-    return talk.new(self.desk, name .. ":session", opts)
+    return talk.new(self.engine, name .. ":session", opts)
   end
 
   --- Moves everything that runs here.
@@ -266,7 +270,7 @@ function talk.verbs(name)
   function verbs:step(opts)
     self:check_open()
     local o = options.check(name .. ":step", opts, { ms = is.at_least(0) })
-    return self.desk:step(o.ms or 0)
+    return self.engine:step(o.ms or 0)
   end
 
   return verbs
