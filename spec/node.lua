@@ -44,10 +44,17 @@ function node.program(...)
   end
 end
 
---- Runs a script with the packages of build/node (FATHOM_NODE names the folder to require from).
+--- Runs a script with the packages of build/node: FATHOM_NODE names the folder to require from. No sanitizer goes along.
+-- @param script string
+-- @param env table|nil  more variables
+-- @param ... string     arguments
 -- @return boolean whether it ended well, and what it printed
-function node.run(script, ...)
-  return run(("FATHOM_NODE=$PWD/%s node %s %s"):format(node.dir, script, table.concat({ ... }, " ")))
+function node.run(script, env, ...)
+  local words = { "env -u LD_PRELOAD FATHOM_NODE=$PWD/" .. node.dir }
+  for name, value in pairs(env or {}) do words[#words + 1] = ("%s='%s'"):format(name, value) end
+  words[#words + 1] = "node " .. script
+  for _, word in ipairs { ... } do words[#words + 1] = ("'%s'"):format(word) end
+  return run(table.concat(words, " "))
 end
 
 return node

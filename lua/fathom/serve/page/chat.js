@@ -24,7 +24,9 @@ export function messagesOf(turns, system) {
     if (turn.error && !turn.content && !turn.calls.length) return;
     const message = { role: "assistant", content: turn.content };
     if (turn.think && i > asked) message.reasoning_content = turn.think;
-    if (turn.calls.length) {
+    const left = turn.calls.length > 0 && !turn.results && i < turns.length - 1;   // nobody answered its calls: they are not told
+    if (left && !turn.content) return;
+    if (turn.calls.length && !left) {
       message.tool_calls = turn.calls.map((c) => ({ id: c.id, type: "function", function: { name: c.name, arguments: c.arguments } }));
     }
     out.push(message);
@@ -68,7 +70,7 @@ export class Chat {
   }
 
   /** Keeps the end in sight, unless somebody has scrolled away from it. */
-  follow() { if (this.sticky) this.scroll.scrollTop = this.scroll.scrollHeight; }
+  follow() { if (this.sticky && this.turns.length) this.scroll.scrollTop = this.scroll.scrollHeight; }
 
   // ---- what is kept in this tab ----
 
@@ -165,7 +167,7 @@ export class Chat {
 
   draw() {
     byId("new-chat").hidden = !this.turns.length;
-    if (!this.turns.length) { this.views = []; this.log.replaceChildren(this.welcome()); return; }
+    if (!this.turns.length) { this.views = []; this.log.replaceChildren(this.welcome()); this.scroll.scrollTop = 0; return; }
     const lastUser = this.turns.findLastIndex((t) => t.role === "user");
     this.views = this.turns.map((turn, i) => {
       const old = this.views.find((v) => v.turn === turn && turn.role !== "user");
@@ -197,7 +199,6 @@ export class Chat {
     });
     view.turn = turn;
     view.last = last;
-    view.callsKey = undefined;   // the first drawing did not know whether it is the last
     view.draw();
     return view;
   }
@@ -239,7 +240,7 @@ export class Chat {
   welcome() {
     return el("div", { class: "welcome" },
       el("h1", { text: "What shall it try?" }),
-      el("p", { class: "lead", text: "The model runs in the process that gave you this page. Nothing leaves this machine." }),
+      el("p", { class: "lead", text: "The model runs in the process that gave you this page. Nothing is sent anywhere else." }),
       el("ul", { class: "suggestions" }, ...suggestions.map((s) => el("li", {},
         el("button", { type: "button", on: { click: () => this.suggest(s) } },
           el("strong", { text: s.title }), el("span", { text: s.text.replace(/\n+/g, " ") }))))));

@@ -98,6 +98,7 @@ export class Compare {
       actions: () => reply.content ? [copyButton(() => reply.content),
         el("button", { class: "link", type: "button", text: "Go on in chat", on: { click: () => this.carry(s) } })] : [],
     });
+    s.view.draw();
     s.marks = el("div", { class: "marks" });
     s.badge = el("span", { class: "badge", hidden: true, text: "Best" });
     s.node = el("section", { class: "sample", "aria-label": `Answer ${letter(i)}` },

@@ -49,7 +49,7 @@ export const percent = (x) => `${Math.round(100 * x)} %`;
 export const number = (x) => (Number.isInteger(x) ? String(x) : x.toFixed(Math.abs(x) < 10 ? 2 : 1));
 
 export function duration(ms) {
-  if (ms < 10) return `${ms.toFixed(1)} ms`;
+  if (ms > 0 && ms < 10) return `${ms.toFixed(1)} ms`;
   if (ms < 1000) return `${Math.round(ms)} ms`;
   if (ms < 60000) return `${(ms / 1000).toFixed(1)} s`;
   return `${Math.floor(ms / 60000)} min ${Math.round(ms / 1000) % 60} s`;

@@ -33,11 +33,15 @@ function route() {
   document.title = `${view[0].toUpperCase()}${view.slice(1)} · fathom`;
   if (view === "chat") { chat.follow(); if (wide.matches) byId("prompt").focus(); }
   if (view === "traces") traces.open(rest);
+  byId("settings-button").hidden = view === "traces";
+  showSettings(view !== "traces" && wide.matches && wanted);
 }
 addEventListener("hashchange", route);
 byId("skip").addEventListener("click", () => byId("main").focus());
 
 // ---- the drawer ------------------------------------------------------------------------------------------------
+
+let wanted = true;   // beside a wide page the drawer stands open until somebody closes it
 
 function showSettings(open) {
   byId("settings").hidden = !open;
@@ -45,13 +49,12 @@ function showSettings(open) {
   document.body.classList.toggle("with-settings", open);
 }
 byId("settings-button").addEventListener("click", () => {
-  const open = byId("settings").hidden;
+  const open = wanted = byId("settings").hidden;
   showSettings(open);
   if (open && !wide.matches) byId("settings-close").focus();
 });
-byId("settings-close").addEventListener("click", () => { showSettings(false); byId("settings-button").focus(); });
-wide.addEventListener("change", () => showSettings(wide.matches));
-showSettings(wide.matches);
+byId("settings-close").addEventListener("click", () => { wanted = false; showSettings(false); byId("settings-button").focus(); });
+wide.addEventListener("change", route);
 
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || byId("key-dialog").open) return;

@@ -15,6 +15,8 @@ function argumentsOf(text) {
     el("dt", { text: name }), el("dd", { text: typeof value === "string" ? value : JSON.stringify(value) })]));
 }
 
+const MEASURABLE_MS = 20;   // what arrives faster came in one piece: a rate would be made up
+
 /** The words under a reply: tokens, speed, what was cached, how it ended. */
 export function facts(reply) {
   const out = [];
@@ -22,7 +24,7 @@ export function facts(reply) {
   if (u) {
     const writing = u.decode_ms ?? (reply.took - (reply.waited ?? 0));
     out.push(plural(u.completion_tokens, "token"));
-    if (u.completion_tokens > 1 && writing > 0) out.push(`${count(Math.round(u.completion_tokens / writing * 1000))} a second`);
+    if (u.completion_tokens > 1 && writing > MEASURABLE_MS) out.push(`${count(Math.round(u.completion_tokens / writing * 1000))} a second`);
     const cached = u.prompt_tokens_details?.cached_tokens ?? 0;
     out.push(`prompt ${count(u.prompt_tokens)}` + (cached ? `, ${count(cached)} cached` : ""));
   }
@@ -32,7 +34,7 @@ export function facts(reply) {
   return out;
 }
 
-/** Draws a reply and keeps the drawing in step with it; changed() may be called for every token. */
+/** A reply and its drawing: draw() at once, changed() for every token. */
 export class ReplyView {
   /** options: { label, onRetry(), onSeed(seed), results(view) } */
   constructor(reply, options = {}) {
@@ -52,7 +54,6 @@ export class ReplyView {
     this.wait = el("p", { class: "wait", "aria-hidden": "true" }, el("i"), el("i"), el("i"));
     this.node = el("article", { class: "turn reply", "aria-label": options.label ?? "Reply" },
       this.think, this.wait, this.answer, this.calls, this.error, this.foot);
-    this.draw();
   }
 
   /** Asks for one drawing in the next frame, however often it is called before. */
@@ -91,7 +92,7 @@ export class ReplyView {
 
   drawCalls() {
     const { reply } = this;
-    const key = JSON.stringify([reply.calls, reply.busy, reply.results]);
+    const key = JSON.stringify([reply.calls, reply.busy, reply.results, this.last]);
     if (key === this.callsKey) return;
     this.callsKey = key;
     this.calls.replaceChildren(...reply.calls.map((call, i) => el("section", { class: "call", "aria-label": `Call of ${call.name}` },
@@ -123,7 +124,7 @@ export class ReplyView {
     const { reply } = this;
     this.foot.hidden = Boolean(reply.busy);
     if (reply.busy) return;
-    this.foot.replaceChildren(el("span", { class: "numbers", text: facts(reply).join(" · ") }));
+    this.foot.replaceChildren(el("span", { class: "numbers" }, ...facts(reply).map((text) => el("span", { text }))));
     if (reply.seed !== undefined) {
       const seed = el("button", { class: "link seed", type: "button", text: `seed ${reply.seed}`, title: "Use this seed again",
         on: { click: () => this.options.onSeed?.(reply.seed) } });

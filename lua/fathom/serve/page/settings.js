@@ -48,7 +48,7 @@ export class Settings {
     this.root = root;
     this.values = {};
     this.system = el("textarea", { id: "system", rows: "3", placeholder: "None", spellcheck: "false" });
-    this.tools = el("textarea", { id: "tools", class: "mono", rows: "4", spellcheck: "false", placeholder: "[ ]", "aria-describedby": "tools-error" });
+    this.tools = el("textarea", { id: "tools", class: "mono", rows: "4", spellcheck: "false", placeholder: "[ ]", "aria-label": "Tools as JSON", "aria-describedby": "tools-error" });
     this.toolsError = el("p", { class: "field-error", id: "tools-error", "aria-live": "polite" });
     this.rows = new Map();
     this.build();
@@ -65,8 +65,10 @@ export class Settings {
       el("section", {}, el("label", { class: "title", for: "system", text: "System prompt" }), this.system),
       el("section", {}, el("div", { class: "row between" }, el("h3", { class: "title", text: "Sampling" }), reset),
         ...fields.map((f) => this.field(f))),
-      el("section", {}, el("label", { class: "title", for: "tools", text: "Tools" }), this.chips,
-        el("p", { class: "hint", text: "You write what they answer." }), this.tools, this.toolsError));
+      el("section", {}, el("h3", { class: "title", text: "Tools" }), this.chips,
+        el("p", { class: "hint", text: "You write what they answer." }),
+        this.asJson = el("details", { class: "as-json" }, el("summary", { text: "As JSON" }), this.tools), this.toolsError));
+    this.asJson.addEventListener("toggle", () => grow(this.tools));
     for (const area of [this.system, this.tools]) area.addEventListener("input", () => { grow(area); this.changed(); });
   }
 
@@ -111,7 +113,7 @@ export class Settings {
     const { tools = [] } = parseTools(this.tools.value);
     const rest = tools.filter((t) => t.function.name !== name);
     if (on === undefined ? rest.length === tools.length : on) rest.push(presets.find((p) => p.name === name).tool);
-    this.tools.value = rest.length ? JSON.stringify(rest, null, 1) : "";
+    this.tools.value = rest.length ? `[${rest.map((t) => JSON.stringify(t)).join(",\n")}]` : "";
     grow(this.tools);
     this.changed();
   }
@@ -119,6 +121,7 @@ export class Settings {
   changed() {
     const { tools, error } = parseTools(this.tools.value);
     this.toolsError.textContent = error ?? "";
+    if (error) this.asJson.open = true;
     const names = new Set((tools ?? []).map((t) => t.function.name));
     [...this.chips.children].forEach((chip, i) => chip.setAttribute("aria-pressed", names.has(presets[i].name)));
     const options = Object.fromEntries([...this.rows].map(([name, row]) => [name, row.input.value]));

@@ -39,7 +39,8 @@ const firstLine = (text) => String(text ?? "").trim().split("\n")[0];
 export function title(s) {
   const name = s.name ?? s.tool ?? s.goal ?? s.question ?? s.case;
   if (name !== undefined && typeof name !== "object") return firstLine(name);
-  return firstLine(s.messages?.at?.(-1)?.content ?? s.answer ?? s.text ?? "") || s.kind;
+  const said = s.messages?.at?.(-1)?.content ?? s.answer ?? s.text ?? s.err?.message ?? s.err;
+  return firstLine(typeof said === "string" ? said : "") || s.kind;
 }
 
 export class Traces {
