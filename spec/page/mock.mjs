@@ -37,7 +37,11 @@ async function complete(body, response, closed) {
   const speak = async (text, name) => {
     for (const piece of text.match(/\s*\S+|\s+/g) ?? []) {
       if (closed()) return;
-      if (said.breakAfter && ++n > said.breakAfter) { response.destroy(); return; }
+      if (said.breakAfter && ++n > said.breakAfter) {
+        await pause(150);   // a broken connection may take with it what a browser has not read
+        response.destroy();
+        return;
+      }
       send({ [name]: piece });
       await pause(said.slow ?? 2);
     }
