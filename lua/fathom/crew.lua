@@ -40,10 +40,21 @@ local function watch(backend, f)
   table.insert(backend.crew_watchers, f)
 end
 
-local function step(backend, ms)
-  local engine = engine_of(backend)
-  if engine then return engine:step(ms) end
-  return backend:step { ms = ms }
+-- What is to be stepped for a job that waits; seen: what is watched already.
+local function notice(self, where)
+  if not where or self.seen[where] or where == self then return end
+  self.seen[where] = true
+  self.drivers[#self.drivers + 1] = where
+  watch(where, function() return self:pump() end)
+end
+
+-- Moves all that jobs have waited for; they share the time.
+local function step(self, ms)
+  local n = math.max(#self.drivers, 1)
+  for _, where in ipairs(self.drivers) do
+    local engine = engine_of(where)
+    if engine then engine:step(ms / n) else where:step { ms = ms / n } end
+  end
 end
 
 -- ---- jobs -------------------------------------------------------------------------------------------------------
@@ -66,6 +77,7 @@ local function resume(self, job, ...)
     return settle(self, job, table.unpack(r, 1, r.n))
   end
   job.waits = type(r[2]) == "table" and r[2] or nil
+  if job.waits then notice(self, job.waits.model) end
 end
 
 local function cancelled_error() return fault.new("cancelled", "the work was cancelled before it was over") end
@@ -99,9 +111,9 @@ local function over(self)
   if self.finished then self.finished(self) end
 end
 
--- Lets every job look again and starts others in place of those that are over.
+--- Lets every job look again and starts others in place of those that are over; who steps a backend need not call it.
 -- @return boolean  whether there is more to do
-local function pump(self)
+function methods:pump()
   if self.done then return false end
   if self.pumping then return true end
   self.pumping = true
@@ -141,7 +153,7 @@ local function wait_a_little(self, ms)
   if coroutine.isyieldable() then
     task.yield { task = self, model = self.model }
   else
-    self.engine:step(ms)                       -- when that fails the tasks of the jobs say so
+    step(self, ms)                             -- when that fails the tasks of the jobs say so
   end
 end
 
@@ -151,7 +163,7 @@ function methods:wait()
   options.self("crew", self, crew.mt)
   while not self.done do
     wait_a_little(self, SLICE_MS)
-    if not self.done then pump(self) end
+    if not self.done then self:pump() end
   end
   if self.err then return nil, self.err end
   return self.result
@@ -176,8 +188,8 @@ function methods:pieces()
       end
       if self.done and self.err then error(self.err, 0) end
       if self.done then return nil end
-      wait_a_little(self, self.engine.slice_ms or 0)
-      pump(self)
+      wait_a_little(self, self.slice_ms)
+      self:pump()
     end
   end
   return next_piece, nil, nil, guard
@@ -196,16 +208,18 @@ local known = { width = is.count(1), on_done = is.callable }
 
 local function new(backend, jobs, o, finished)
   local self = setmetatable({ jobs = jobs, width = o.width or DEFAULT_WIDTH, on_done = o.on_done, finished = finished,
-                              results = {}, active = {}, queue = {}, running = 0, next = 1, n_done = 0, done = false,
-                              cancelled = false, usage = { prompt = 0, cached = 0, completion = 0 } }, crew.mt)
-  self.model = backend.model or backend
-  self.engine = engine_of(backend) or { step = function(_, ms) return step(backend, ms) end }
-  if pump(self) then watch(backend, function() return pump(self) end) end
+                              results = {}, active = {}, queue = {}, seen = {}, drivers = {}, running = 0, next = 1, n_done = 0,
+                              done = false, cancelled = false, usage = { prompt = 0, cached = 0, completion = 0 } }, crew.mt)
+  self.engine = { step = function(_, ms) step(self, ms) end }              -- as loops drive tasks
+  self.slice_ms = backend and backend.engine and backend.engine.slice_ms or 0
+  self.model = backend and (type(backend.model) == "table" and backend.model or backend) or { step = function(_, opts) step(self, opts and opts.ms or 0) end }
+  if backend then notice(self, self.model) end
+  self:pump()
   return self
 end
 
 --- Starts jobs in the background of a backend: they move when somebody steps it, or waits.
--- @param backend table   model, session, remote or mock
+-- @param backend table|nil  model, session, remote or mock; nil: what the jobs turn out to wait for
 -- @param jobs list       functions(crew, index); what one returns is its value, nil, err its error
 -- @param opts table|nil  width (64): at most so many at once; on_done(index, { value =, err = }, crew)
 -- @return crew           like a task: done, result (the list of { value =, err = }), wait(), cancel()
