@@ -4,7 +4,7 @@ local cases = require "fathom.eval.cases"
 local crew = require "fathom.crew"
 local fault = require "fathom.fault"
 local json = require "fathom.json"
-local jsonl = require "fathom.jsonl"
+local log = require "fathom.eval.log"
 local options = require "fathom.options"
 local span = require "fathom.span"
 local stats = require "fathom.eval.stats"
@@ -94,55 +94,14 @@ local function job(o, case, index, rep)
   end
 end
 
--- ---- the log: what is done stays done ---------------------------------------------------------------------------
-
-local function read_log(path)
-  local f = io.open(path, "rb")
-  if not f then return {} end
-  f:close()
-  local lines, err = jsonl.read(path, { torn = true })
-  if not lines then return nil, err end
-  local done = {}
-  for _, r in ipairs(lines) do
-    if r.id and not r.err then done[("%s\0%s\0%s"):format(r.id, r.rep, r.seed)] = r end
-  end
-  return done
-end
-
--- Half a line of a killed process gets its end, so that the next one is read.
-local function open_log(path)
-  local f = io.open(path, "rb")
-  local torn = f and f:seek "end" > 0 and f:seek("end", -1) and f:read(1) ~= "\n"
-  if f then f:close() end
-  local log, why = io.open(path, "ab")
-  if not log then return fault.give("io", "the log cannot be written: " .. why) end
-  log:setvbuf "no"
-  return log, torn
-end
-
--- A torn line cannot be read in the middle of a file: what can is written anew, beside, and put in its place.
-local function mend_log(path, done)
-  local beside = path .. ".new"
-  local f, why = io.open(beside, "wb")
-  if not f then return fault.give("io", "the log cannot be written: " .. why) end
-  local keys = {}
-  for key in pairs(done) do keys[#keys + 1] = key end
-  table.sort(keys)
-  for _, key in ipairs(keys) do f:write(json.encode(done[key]), "\n") end
-  f:close()
-  os.rename(beside, path)
-  return true
-end
-
 -- ---- the whole ----------------------------------------------------------------------------------------------------
 
 -- All cases once, then all twice: what a prompt has in common with its repeats is read by then.
-local function jobs_of(o, list, rows, done)
+local function jobs_of(o, list, rows)
   local jobs, places = {}, {}
   for rep = 1, o.repeats do
     for index, case in ipairs(list) do
-      local seed = cases.seed(o.seed, index, rep)
-      local known = done[("%s\0%s\0%s"):format(case.id, rep, seed)]
+      local known = o.file and o.file:find(case.id, rep, cases.seed(o.seed, index, rep))
       if known then
         rows[index].samples[rep] = known
       else
@@ -202,31 +161,27 @@ local function report_of(o, list, rows, cancelled)
            totals = sums.totals, rows = json.array(kept) }
 end
 
-local function work(o, list, done, log, t)
+local function work(o, list)
   local s <close> = span.open("eval", { name = o.name, cases = #list, repeats = o.repeats, seed = o.seed })
   local rows, begun = new_rows(list), require("fathom.core").now()
-  local jobs, places = jobs_of(o, list, rows, done)
+  local jobs, places = jobs_of(o, list, rows)
   local total = #list * o.repeats
-  local watch, log_err = watcher(o, total, total - #jobs), nil
-  local team
-  team = crew.start(o.backend, jobs, { width = o.width, on_done = function(i, r)
-    local record = r.value or { scores = {}, details = {}, err = tostring(r.err), id = places[i].row.id, rep = places[i].rep }
+  local watch = watcher(o, total, total - #jobs)
+  crew.start(o.backend, jobs, { width = o.width, on_done = function(i, r)
     if o.stopped and not r.value then return end
-    places[i].row.samples[places[i].rep] = record
-    if log and not log_err then
-      local ok, why = log:write(json.encode(record) .. "\n")
-      if not ok then log_err = fault.new("io", "the log cannot be written: " .. why) end
-    end
+    local place = places[i]
+    local record = r.value or { id = place.row.id, rep = place.rep, scores = {}, details = {}, err = tostring(r.err) }
+    place.row.samples[place.rep] = record
+    if o.file then o.file:add(record) end
     watch(record)
-  end })
-  t.inner = team
-  team:wait()
-  if log_err then return nil, log_err end
+  end }):wait()
+  if o.file and o.file.err then return nil, o.file.err end
   local report = report_of(o, list, rows, o.stopped and true or nil)
   s:set { scores = trace.plain(report.scores), totals = report.totals }
-  local ok, err = true, nil
-  if o.report then ok, err = require("fathom.eval.files").write(report, o.report) end
-  if not ok then return nil, err, report end
+  if o.report then
+    local ok, err = require("fathom.eval.files").write(report, o.report)
+    if not ok then return nil, err end
+  end
   report.seconds = (require("fathom.core").now() - begun) / 1000
   return report
 end
@@ -307,25 +262,14 @@ function eval.run(opts)
   local o = prepare(opts)
   local list, err = cases.read(o.cases, o.most)
   if not list then return nil, err end
-  local done, log = {}, nil
   if o.log then
-    done, err = read_log(o.log)
-    if not done then return nil, err end
-    local torn
-    log, torn = open_log(o.log)
-    if log and torn then
-      log:close()
-      local ok
-      ok, err = mend_log(o.log, done)
-      if not ok then return nil, err end
-      log = open_log(o.log)
-    end
-    if not log then return nil, torn end
+    o.file, err = log.open(o.log)
+    if not o.file then return nil, err end
   end
-  local t = crew.task(o.backend, function(t)
-    local report, why = work(o, list, done, log, t)
-    if log then log:close() end
-    return report, why
+  local t = crew.task(o.backend, function()
+    local closing <close> = setmetatable({}, { __close = function() if o.file then o.file:close() end end })
+    local report, why = work(o, list)
+    return report, why, closing
   end)
   local cancel = t.cancel
   t.cancel = function(self)

@@ -4,7 +4,8 @@
 local stats = {}
 
 local Z = 1.959963984540054             -- 95 %
-local DRAWS = 2000
+local DRAWS, LEAST_DRAWS = 2000, 400     -- fewer for many cases: what they draw in all is bounded
+local WORK = 400000
 local SUBSETS = 256                     -- up to so many subsets are counted out; of more, so many are drawn
 
 -- ---- numbers --------------------------------------------------------------------------------------------------
@@ -57,7 +58,7 @@ function stats.bootstrap(list, seed)
   local n = #list
   if n == 0 then return nil end
   local random, means = stats.random(seed), {}
-  for i = 1, DRAWS do
+  for i = 1, math.max(LEAST_DRAWS, math.min(DRAWS, WORK // n)) do
     local sum = 0.0
     for _ = 1, n do sum = sum + list[random(n)] end
     means[i] = sum / n
@@ -198,7 +199,7 @@ function stats.line(x, y, seed)
       sx, sy, sxx, sxy = sx + x[j], sy + y[j], sxx + x[j] * x[j], sxy + x[j] * y[j]
     end
     local d = n * sxx - sx * sx
-    if not (d > 1e-9 * n * sxx) then return nil end
+    if d <= 1e-9 * n * sxx then return nil end            -- all in one place
     local slope = (n * sxy - sx * sy) / d
     return slope, (sy - slope * sx) / n
   end
