@@ -15,29 +15,10 @@ local SLICE_MS = 50
 
 -- ---- who steps the backend ------------------------------------------------------------------------------------
 
--- What moves a backend (an engine, or the desk of a remote or a mock); nil: a backend that steps itself.
+-- What moves a backend (an engine, or the desk of a remote or a mock); nil: it is only stepped.
 local function engine_of(backend)
   local engine = backend.engine
   return type(engine) == "table" and engine.watch and engine or nil
-end
-
--- Lets f be called behind each step of the backend until it returns false.
-local function watch(backend, f)
-  local engine = engine_of(backend)
-  if engine then return engine:watch(f) end
-  if not rawget(backend, "crew_watchers") then
-    local step, watchers = backend.step, {}
-    rawset(backend, "crew_watchers", watchers)
-    rawset(backend, "step", function(self, opts)
-      local busy, err = step(self, opts)
-      for i = #watchers, 1, -1 do
-        if not watchers[i]() then table.remove(watchers, i) end
-      end
-      if err then return busy, err end
-      return busy or watchers[1] ~= nil
-    end)
-  end
-  table.insert(backend.crew_watchers, f)
 end
 
 -- What is to be stepped for a job that waits; seen: what is watched already.
@@ -45,7 +26,8 @@ local function notice(self, where)
   if not where or self.seen[where] or where == self then return end
   self.seen[where] = true
   self.drivers[#self.drivers + 1] = where
-  watch(where, function() return self:pump() end)
+  local engine = engine_of(where)
+  if engine then engine:watch(function() return self:pump() end) end
 end
 
 -- Moves all that jobs have waited for; they share the time.
@@ -55,6 +37,13 @@ local function step(self, ms)
     local engine = engine_of(where)
     if engine then engine:step(ms / n) else where:step { ms = ms / n } end
   end
+end
+
+-- A crew as an engine: what loops step, and what a crew around this one watches. Its own backends call the watchers' pumps.
+local function engine_like(self)
+  return { step = function(_, ms) step(self, ms) end, watch = function(_, f)
+    self.watchers[#self.watchers + 1] = f
+  end }
 end
 
 -- ---- jobs -------------------------------------------------------------------------------------------------------
@@ -131,6 +120,7 @@ function methods:pump()
   end
   self.pumping = false
   if self.running == 0 and self.next > #self.jobs then over(self) end
+  for _, f in ipairs(self.watchers) do f() end
   return not self.done
 end
 
@@ -208,11 +198,11 @@ local known = { width = is.count(1), on_done = is.callable }
 
 local function new(backend, jobs, o, finished)
   local self = setmetatable({ jobs = jobs, width = o.width or DEFAULT_WIDTH, on_done = o.on_done, finished = finished,
-                              results = {}, active = {}, queue = {}, seen = {}, drivers = {}, running = 0, next = 1, n_done = 0,
-                              done = false, cancelled = false, usage = { prompt = 0, cached = 0, completion = 0 } }, crew.mt)
-  self.engine = { step = function(_, ms) step(self, ms) end }              -- as loops drive tasks
+                              results = {}, active = {}, queue = {}, seen = {}, drivers = {}, watchers = {}, running = 0, next = 1,
+                              n_done = 0, done = false, cancelled = false, usage = { prompt = 0, cached = 0, completion = 0 } }, crew.mt)
+  self.engine = engine_like(self)
   self.slice_ms = backend and backend.engine and backend.engine.slice_ms or 0
-  self.model = backend and (type(backend.model) == "table" and backend.model or backend) or { step = function(_, opts) step(self, opts and opts.ms or 0) end }
+  self.model = backend and (type(backend.model) == "table" and backend.model or backend) or { engine = self.engine }
   if backend then notice(self, self.model) end
   self:pump()
   return self

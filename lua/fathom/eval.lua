@@ -214,7 +214,7 @@ local function scorers_of(given)
   if type(given) == "function" then return { score = given }, { "score" } end
   local out, names = {}, {}
   for name, f in pairs(given) do
-    name = math.type(name) == "integer" and "score " .. name or tostring(name)
+    name = math.type(name) == "integer" and "score " .. name or trace.plain(tostring(name))       -- UTF-8, as in the report
     out[name], names[#names + 1] = f, name
   end
   table.sort(names)

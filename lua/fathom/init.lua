@@ -39,6 +39,7 @@ local lazy = {
   version = function() return require("fathom.core").version end,
   trace = function() return require("fathom.trace").open end,
   replay = function() return require("fathom.replay").run end,
+  eval = function() return require("fathom.eval").run end,
   mock = function() return require("fathom.mock").new end,
 }
 

@@ -7,14 +7,11 @@ local entities = { ["&"] = "&amp;", ["<"] = "&lt;", [">"] = "&gt;", ['"'] = "&qu
 -- Bytes that are no UTF-8, and characters that neither HTML nor XML 1.0 has, become U+FFFD.
 local function clean(text)
   text = tostring(text)
-  local at, bad = 1, nil
-  repeat
-    _, bad = utf8.len(text, at)
-    if bad then
-      text = text:sub(1, bad - 1) .. "\u{FFFD}" .. text:sub(bad + 1)
-      at = bad + 3
-    end
-  until not bad
+  local _, bad = utf8.len(text)
+  while bad do
+    text = text:sub(1, bad - 1) .. "\u{FFFD}" .. text:sub(bad + 1)
+    _, bad = utf8.len(text, bad)
+  end
   return (text:gsub("\r\n?", "\n"):gsub("[\0-\8\11\12\14-\31\127]", "\u{FFFD}"):gsub("\u{FFFE}", "\u{FFFD}"):gsub("\u{FFFF}", "\u{FFFD}"))
 end
 

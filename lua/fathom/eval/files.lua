@@ -6,8 +6,9 @@ local json = require "fathom.json"
 local files = {}
 
 local rank = {}
-for i, name in ipairs { "name", "note", "model", "seed", "repeats", "threshold", "cases", "scorers", "options", "totals", "scores", "metrics",
-                        "slices", "rows", "id", "rep", "prompt", "reference", "samples", "mean", "low", "high", "n", "method" } do
+for i, name in ipairs { "name", "note", "model", "seed", "repeats", "threshold", "cases", "scorers", "options", "totals",
+                        "scores", "metrics", "slices", "rows", "id", "rep", "prompt", "reference", "samples", "mean", "low",
+                        "high", "n", "method" } do
   rank[name] = i
 end
 

@@ -32,7 +32,8 @@ local function case_of(report, row, name)
   local mean = stats.mean(values)
   if mean >= report.threshold then return head .. "/>", "fine" end
   local message, text = failure(row, name, mean, report.threshold)
-  return ('%s><failure message="%s">%s</failure></testcase>'):format(head, attribute(message), escape.html(escape.short(text, MOST_TEXT))), "failure"
+  text = escape.html(escape.short(text, MOST_TEXT))
+  return ('%s><failure message="%s">%s</failure></testcase>'):format(head, attribute(message), text), "failure"
 end
 
 --- The report as XML.

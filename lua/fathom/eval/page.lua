@@ -52,9 +52,9 @@ local function interval_rows(out, list)
   local axis = axis_of(estimates)
   add(out, '<div class="rows">')
   for _, item in ipairs(list) do
-    add(out, ('<div class="row"><span class="label">%s%s</span>%s<span class="value"><b>%s</b> <small>%s</small></span></div>'):format(
-      h(item.label), item.note and " <small>" .. h(item.note) .. "</small>" or "", plot.interval(item.e, axis),
-      shown(item.e.mean, item.e), interval_text(item.e)))
+    add(out, '<div class="row"><span class="label">', h(item.label), item.note and " <small>" .. h(item.note) .. "</small>" or "",
+        "</span>", plot.interval(item.e, axis), '<span class="value"><b>', shown(item.e.mean, item.e), "</b> <small>",
+        interval_text(item.e), "</small></span></div>")
   end
   add(out, tick_labels(axis), "</div>")
 end
@@ -62,7 +62,8 @@ end
 -- ---- parts of the page ------------------------------------------------------------------------------------------------
 
 local function facts(report)
-  local list = { ("%d cases"):format(report.cases), report.repeats > 1 and ("%d samples each"):format(report.repeats) or "one sample each" }
+  local each = report.repeats > 1 and ("%d samples each"):format(report.repeats) or "one sample each"
+  local list = { ("%d cases"):format(report.cases), each }
   local model = report.model or {}
   if model.name then list[#list + 1] = model.name end
   if model.digest then list[#list + 1] = "model " .. model.digest .. (model.device and " on " .. model.device or "") end
@@ -82,42 +83,45 @@ local function head(out, report)
   add(out, "</header>")
 end
 
+-- The axis of pass@k and maj@k: from below the lowest interval up to 1.
+local function curve_axis(e)
+  local low = 1
+  for _, list in ipairs { e.pass, e.maj } do
+    for _, p in ipairs(list) do low = math.min(low, p.low or p.mean) end
+  end
+  local ticks, from = plot.ticks(math.min(low, 0.95), 1, 4)
+  if ticks[#ticks] > 1 then ticks[#ticks] = nil end
+  return { ticks = ticks, from = from, to = 1 }
+end
+
+local function curve(out, e)
+  local axis = curve_axis(e)
+  local drawing, labels = plot.curves({ { class = "pass", points = e.pass }, { class = "maj", points = e.maj } }, axis)
+  add(out, '<figure><figcaption><span class="key pass">pass@k</span><span class="key maj">maj@k</span></figcaption>',
+      '<div class="frame"><div class="ys">')
+  for _, t in ipairs(axis.ticks) do
+    add(out, ('<i style="bottom:%.1f%%">%d %%</i>'):format((t - axis.from) / (axis.to - axis.from) * 100, math.floor(100 * t + 0.5)))
+  end
+  add(out, "</div>", drawing, '<div class="xs">')
+  for _, l in ipairs(labels) do add(out, ('<i style="left:%.1f%%">%d</i>'):format(l.x * 100, l.k)) end
+  add(out, "</div></div></figure>")
+end
+
 local function tiles(out, report)
   add(out, '<section class="tiles">')
   for _, e in ipairs(report.scores) do
-    local best = e.pass and e.pass[#e.pass]
-    local vote = e.maj and e.maj[#e.maj]
-    add(out, ('<div class="tile"><h2>%s</h2><p class="big">%s</p><p class="small">%s</p>'):format(h(e.name), shown(e.mean, e),
-      e.low and interval_text(e) .. ", 95 %" or ""))
+    local best, vote = e.pass and e.pass[#e.pass], e.maj and e.maj[#e.maj]
+    add(out, ('<div class="tile%s"><div><h2>%s</h2><p class="big">%s</p><p class="small">%s</p>'):format(best and " wide" or "",
+      h(e.name), shown(e.mean, e), interval_text(e)))
     if best then
-      add(out, ('<p class="small">pass@%d %s &middot; maj@%d %s</p>'):format(best.k, shown(best.mean, best), vote.k, shown(vote.mean, vote)))
+      add(out, ('<p class="small">pass@%d %s<br>maj@%d %s</p>'):format(best.k, shown(best.mean, best), vote.k, shown(vote.mean, vote)),
+          '<p class="small about">pass@k: at least one of k samples is right. maj@k: the answer that most of k give is.</p>')
     end
+    add(out, "</div>")
+    if best then curve(out, e) end
     add(out, "</div>")
   end
   add(out, "</section>")
-end
-
-local function curves(out, report)
-  local some = false
-  for _, e in ipairs(report.scores) do
-    if e.pass then
-      if not some then add(out, '<section><h2>More samples</h2><div class="grid">') end
-      some = true
-      local axis = axis_of { e }
-      local drawing, labels = plot.curves({ { class = "pass", points = e.pass }, { class = "maj", points = e.maj } }, axis)
-      add(out, '<figure><figcaption>', h(e.name), ' <span class="key pass">pass@k</span><span class="key maj">maj@k</span></figcaption>',
-          '<div class="frame"><div class="ys">')
-      for _, t in ipairs(axis.ticks) do
-        add(out, ('<i style="bottom:%.1f%%">%d %%</i>'):format((t - axis.from) / (axis.to - axis.from) * 100, math.floor(100 * t + 0.5)))
-      end
-      add(out, "</div>", drawing, '<div class="xs">')
-      for _, l in ipairs(labels) do add(out, ('<i style="left:%.1f%%">%d</i>'):format(l.x * 100, l.k)) end
-      add(out, "</div></div></figure>")
-    end
-  end
-  if some then
-    add(out, '</div><p class="small">pass@k: at least one of k samples is right (unbiased). maj@k: the answer most of k give is right.</p></section>')
-  end
 end
 
 local function metrics(out, report)
@@ -141,7 +145,9 @@ local function slices(out, report)
       local list = {}
       for _, group in ipairs(slice.groups) do
         for _, e in ipairs(group.scores) do
-          if e.name == name then list[#list + 1] = { label = tostring(group.value), e = e, note = group.cases .. (group.cases == 1 and " case" or " cases") } end
+          if e.name == name then
+            list[#list + 1] = { label = tostring(group.value), e = e, note = group.cases .. (group.cases == 1 and " case" or " cases") }
+          end
         end
       end
       if #report.scorers > 1 then add(out, "<h3>", h(name), "</h3>") end
@@ -189,7 +195,8 @@ local function cells(out, report, listed)
           or ('<span class="c c%s" title="%s"></span>'):format(level, h(title)))
       end
       add(out, '</div><p class="small">A square is a case, from none of its samples right ',
-          '<span class="c c0"></span><span class="c c3"></span><span class="c c5"></span><span class="c c7"></span><span class="c c10"></span>',
+          '<span class="c c0"></span><span class="c c3"></span><span class="c c5"></span><span class="c c7"></span>',
+          '<span class="c c10"></span>',
           " to all.</p></section>")
     end
   end
@@ -223,17 +230,25 @@ local function block(out, label, text)
   add(out, '<h4>', h(label), "</h4><pre>", h(escape.short(text, MOST_TEXT)), "</pre>")
 end
 
+-- A detail that fits beside its score, else nil.
+local function aside(detail)
+  return type(detail) == "string" and #detail <= 100 and not detail:find "\n" and detail or nil
+end
+
 local function sample(out, report, s)
   add(out, '<div class="sample"><p class="chips">')
   for _, name in ipairs(report.scorers) do
-    local v = s.scores[name]
+    local v, detail = s.scores[name], aside(s.details[name])
     add(out, ('<span class="chip %s">%s %s</span>'):format(not v and "none" or v >= report.threshold and "good" or "bad", h(name),
-      v and h(files.number(v)) or "&ndash;"))
+      v and h(files.number(v)) or "&ndash;"), detail and detail ~= "" and "<small>" .. h(detail) .. "</small>" or "")
   end
   add(out, s.finish and s.finish ~= "stop" and ('<span class="chip none">%s</span>'):format(h(s.finish)) or "", "</p>")
-  block(out, "answer", s.answer)
+  local answer = s.answer ~= "" and s.answer or nil
+  block(out, answer and "answer" or "text", answer or s.text)
   block(out, "failed", s.err)
-  for _, name in ipairs(report.scorers) do block(out, name, s.details[name]) end
+  for _, name in ipairs(report.scorers) do
+    if not aside(s.details[name]) then block(out, name, s.details[name]) end
+  end
   add(out, "</div>")
 end
 
@@ -267,11 +282,11 @@ function page.text(report)
   local out = { '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
     '<meta name="viewport" content="width=device-width, initial-scale=1">',
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">',
-    '<meta name="color-scheme" content="light dark"><title>', h(report.name), " - fathom eval</title><style>", style, "</style></head><body><main>" }
+    '<meta name="color-scheme" content="light dark"><title>', h(report.name), " - fathom eval</title><style>", style,
+    "</style></head><body><main>" }
   local list, listed = failures_of(report)
   head(out, report)
   tiles(out, report)
-  curves(out, report)
   metrics(out, report)
   slices(out, report)
   histograms(out, report)
