@@ -41,6 +41,7 @@ local lazy = {
   replay = function() return require("fathom.replay").run end,
   eval = function() return require("fathom.eval").run end,
   mock = function() return require("fathom.mock").new end,
+  serve = function() return require("fathom.serve").serve end,
 }
 
 return setmetatable(fathom, { __index = function(t, key)
