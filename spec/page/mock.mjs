@@ -60,16 +60,16 @@ async function complete(body, response, closed) {
 
 // The last answer is the best one, in both of the judge's ways.
 function judge({ answers, votes, mode }) {
-  const n = answers.length, usual = { winner: n - 1, order: answers.map((_, i) => n - 1 - i), agreement: 0.81, flip_rate: 0.04, abstention: 0 };
+  const n = answers.length, usual = { winner: n, order: answers.map((_, i) => n - i), agreement: 0.81, flip_rate: 0.04, abstention: 0 };
   if (mode === "score") {
     const scores = answers.map((_, i) => 2 + 8 * i / n);
-    return { ...usual, scores, results: scores.map((s) => ({ score: s, votes: Array.from({ length: votes }, (_, k) =>
-      (k % 7 === 6 ? { text: "?" } : { text: `Score: ${s}`, score: Math.max(1, Math.round(s) + (k % 3) - 1) })) })) };
+    return { ...usual, scores, votes: scores.map((s) => Array.from({ length: votes }, (_, k) =>
+      (k % 7 === 6 ? { text: "?" } : { text: `Score: ${s}`, score: Math.max(1, Math.round(s) + (k % 3) - 1) }))) };
   }
   const matches = answers.flatMap((_, i) => answers.slice(i + 1).map((_, j) =>
-    ({ first: i, second: i + j + 1, counts: { a: 1, b: 2 * votes - 1 }, winner: "b", flip_rate: 0.04 })));
+    ({ first: i + 1, second: i + j + 2, counts: { a: 1, b: 2 * votes - 1 }, winner: "b", flip_rate: 0.04 })));
   const share = (k) => matches.reduce((sum, m) => sum + (m.first === k ? m.counts.a : m.second === k ? m.counts.b : 0), 0) / (2 * votes * (n - 1));
-  return { ...usual, scores: answers.map((_, i) => share(i)), matches };
+  return { ...usual, scores: answers.map((_, i) => share(i + 1)), matches };
 }
 
 export const trace = [
@@ -114,7 +114,7 @@ export async function start({ key, port = 0 } = {}) {
     else if (path === "/v1/judge") { await pause(50); json(response, judge(body)); }
     else if (path === "/v1/models") json(response, { object: "list", data: [{ id: "mock", object: "model" }] });
     else if (path === "/health") json(response, { status: "ok" });
-    else if (path === "/traces") json(response, { object: "list", data: [{ name: "odd name #1.jsonl", size: 1234, modified: 1790000000 }] });
+    else if (path === "/traces") json(response, { traces: [{ name: "odd name #1.jsonl", bytes: 1234, modified: 1790000000 }] });
     else if (path.startsWith("/traces/")) response.end(trace.map((s) => JSON.stringify(s)).join("\n") + "\nno span\n");
     else json(response, { error: { message: "no such path" } }, 404);
   });

@@ -47,7 +47,8 @@ async function talk(browser, url, shots) {
   });
 
   await behaves("the same seed says the same again, another one need not", async () => {
-    await set({ temperature: 1, seed: 11 });
+    await set({ temperature: 1 });
+    await page.click("#new-chat");
     const texts = [];
     for (const seed of [11, 11, 12, 13, 14]) {
       await set({ seed });
@@ -103,6 +104,7 @@ async function talk(browser, url, shots) {
 
   await behaves("what happened can be read as a trace", async () => {
     await page.click('nav a[href="#traces"]');
+    await page.waitForSelector(".files a");
     await picture("traces");
     await page.click(".files a");
     await page.waitForSelector(".span");

@@ -190,19 +190,19 @@ export class Compare {
   }
 }
 
-// What the judge says of answer k, counted from 0: { score, words, bars } with a bar from 0 to 1 for each vote (null: it could not be
+// What the judge says of answer k (from 0; the judge counts from 1): { score, words, bars } with a bar from 0 to 1 for each vote (null: it could not be
 // read), or in a tournament for each other answer. name(k) is what people call an answer.
 function marksOf(result, k, name) {
   if (result.matches) {
-    const matches = result.matches.filter((m) => m.first === k || m.second === k).map((m) => {
+    const matches = result.matches.filter((m) => m.first === k + 1 || m.second === k + 1).map((m) => {
       const { a = 0, b = 0, tie = 0 } = m.counts;
-      const won = (m.first === k ? a : b) + tie / 2;
-      return { all: a + b + tie, won, other: m.first === k ? m.second : m.first };
+      const won = (m.first === k + 1 ? a : b) + tie / 2;
+      return { all: a + b + tie, won, other: (m.first === k + 1 ? m.second : m.first) - 1 };
     });
     return { score: percent(result.scores[k]), bars: matches.map((m) => (m.all ? m.won / m.all : null)),
       words: matches.map((m) => `against ${name(m.other)} ${number(m.won)} of ${plural(m.all, "vote")}`).join(", ") };
   }
-  const votes = (result.results?.[k]?.votes ?? []).map((v) => v.score ?? null);
+  const votes = (result.votes?.[k] ?? []).map((v) => v.score ?? null);
   const score = result.scores[k];
   return { score: typeof score === "number" ? number(score) : "?", bars: votes.map((v) => v === null ? null : v / TOP_SCORE),
     words: `votes: ${votes.map((v) => v ?? "not read").join(", ")}` };

@@ -90,8 +90,8 @@ export class Traces {
         const text = await getText(`/traces/${encodeURIComponent(name)}`);
         if (current()) this.show(name, text);
       } else {
-        const { data } = await getJson("/traces");
-        if (current()) this.showList(data);
+        const { traces } = await getJson("/traces");
+        if (current()) this.showList(traces);
       }
     } catch (error) {
       if (!current()) return;
@@ -116,7 +116,7 @@ export class Traces {
     this.heading.textContent = "Traces";
     this.list.replaceChildren(...traces.map((t) => el("li", {}, el("a", { href: `#traces/${encodeURIComponent(t.name)}` },
       el("strong", { text: t.name }),
-      el("span", { text: [t.size !== undefined && bytes(t.size), t.modified && when(t.modified)].filter(Boolean).join(" · ") })))));
+      el("span", { text: [t.bytes !== undefined && bytes(t.bytes), t.modified && when(t.modified)].filter(Boolean).join(" · ") })))));
     if (traces.length) this.say();
     else this.say(el("p", { text: "The server offers no traces. A script writes one with fathom.trace; open its file here, or drop it on this page." }));
   }
