@@ -42,6 +42,7 @@ local lazy = {
   eval = function() return require("fathom.eval").run end,
   mock = function() return require("fathom.mock").new end,
   serve = function() return require("fathom.serve").serve end,
+  remote = function() return require("fathom.remote").new end,
 }
 
 return setmetatable(fathom, { __index = function(t, key)
