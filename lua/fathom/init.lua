@@ -37,6 +37,8 @@ end
 local lazy = {
   pocket = find_pocket,                                             -- path of the model that comes with fathom
   version = function() return require("fathom.core").version end,
+  agent = function() return require("fathom.agent").new end,
+  tools = function() return require "fathom.tools" end,
   trace = function() return require("fathom.trace").open end,
   replay = function() return require("fathom.replay").run end,
   eval = function() return require("fathom.eval").run end,
