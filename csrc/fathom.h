@@ -231,6 +231,10 @@ typedef struct fm_generate_options {
   bool shift;                /* past the context go on: the oldest ids behind the first `keep` are dropped, 64 at a time or more.
                                 The sequence leaves the promise of equal ids (fm_session_exact). false: FM_EOVERFLOW, FM_LENGTH */
   int64_t keep;              /* ids that stay, at most a quarter of the context; -1: 4. Asked for when the first are dropped */
+  /* These ids are taken in place of drawn ones, and the reply is over behind the last (FM_LENGTH): their log-probabilities, as they would
+     be had they been sampled, are what such a task is for. max_tokens, stops and filters do not apply; no grammar, schema or shift
+     beside it. FM_EOVERFLOW when they do not fit. */
+  const int32_t *forced; int32_t n_forced;
 } fm_generate_options;
 
 typedef enum fm_finish { FM_RUNNING = 0, FM_STOP, FM_LENGTH, FM_CANCELLED, FM_FAILED } fm_finish;

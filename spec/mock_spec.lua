@@ -193,8 +193,7 @@ describe("backends", function()
       return { list[1].value, list[2].value, list[3].value }
     end
     assert.same({ "job 1 done", "job 2 done", "job 3 done" }, answers())
-    local co, turns = coroutine.wrap(answers), 0
-    local got
+    local co, turns, got = coroutine.wrap(answers), 0, nil
     repeat
       got = co()
       turns = turns + 1

@@ -156,11 +156,16 @@ static void read_bias(lua_State *L, fm_generate_options *o) {
   o->n_logit_bias = n;
 }
 
-static void read_stops(lua_State *L, fm_generate_options *o) {
+static void read_id_lists(lua_State *L, fm_generate_options *o) {
   if (lua_getfield(L, 3, "stop_ids") != LUA_TNIL) {
     int64_t n;
     o->stop_ids = fm_bind_ids(L, -1, &n);
     o->n_stop_ids = (int32_t)n;
+  }
+  if (lua_getfield(L, 3, "forced") != LUA_TNIL) {
+    int64_t n;
+    o->forced = fm_bind_ids(L, -1, &n);
+    o->n_forced = (int32_t)n;
   }
   if (lua_getfield(L, 3, "stop") == LUA_TNIL) return;
   luaL_argcheck(L, lua_istable(L, -1), 3, "stop: expected a list of strings");
@@ -206,7 +211,7 @@ static fm_generate_options read_options(lua_State *L) {
   if (!lua_istable(L, 3)) return o;
   luaL_checkstack(L, 16, NULL);
   read_bias(L, &o);
-  read_stops(L, &o);
+  read_id_lists(L, &o);
   return o;
 }
 

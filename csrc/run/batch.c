@@ -36,7 +36,7 @@ fm_status fm_batch_add_mtp(fm_batch *b, fm_task *t, fm_seg seg, const float *h, 
 /* Rows of logits whose draw needs no more than temperature and noise: a device may do it. */
 static bool plain_draw(const fm_task *t) {
   const fm_generate_options *o = &t->o;
-  return !t->guide && o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
+  return !t->guide && !o->n_forced && o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
          o->presence_penalty == 0 && o->frequency_penalty == 0 && o->n_logit_bias == 0;
 }
 
@@ -90,6 +90,13 @@ fm_status fm_batch_draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, f
   fm_history h = { t->s->ids, t->s->n + n_ahead, t->n_prompt, t->s->dropped };
   const float *logits = w->logits ? w->logits + row * m->cfg.vocab_size : NULL;
   bool want_logprob = t->o.logprobs >= 0;
+  if (t->o.n_forced) {
+    int64_t v = m->cfg.vocab_size;
+    out->id = t->o.forced[t->usage.completion + n_ahead];
+    out->logprob = (float)(logits[out->id] - fm_log_sum_exp(logits, v));
+    out->logprob_filtered = NAN;
+    return FM_OK;
+  }
   if (t->guide)
     return fm_guide_draw(t->guide, head, m->sampler, &t->o, logits, h, t->max_tokens - t->usage.completion - n_ahead,
                          want_logprob, out, &t->err);

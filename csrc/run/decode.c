@@ -17,16 +17,25 @@ int64_t fm_decode_draw(fm_model *m, fm_task *t, int64_t first_row) {
     }
     bool right = taken < n_draft && d.id == t->draft[taken];
     taken++;
-    if (right) t->usage.accepted++;
+    if (right && !t->o.n_forced) t->usage.accepted++;
     if (stopped || !right) break;
   }
   t->n_draft = 0;
   return taken;
 }
 
+/* Forced ids stand where drafts would: all but the last need a row. */
+static void line_up_forced(fm_task *t) {
+  int64_t n = fm_task_forced(t) - 1;
+  if (n < 0) return;
+  t->n_draft = n < FM_MAX_DRAFTS ? n : FM_MAX_DRAFTS;
+  memcpy(t->draft, t->o.forced + t->usage.completion, (size_t)t->n_draft * sizeof *t->draft);
+}
+
 /* Adds the task's pending id and its drafts; FM_ELIMIT: not in this pass. */
 static fm_status add(fm_model *m, fm_task *t) {
   fm_session *s = t->s;
+  line_up_forced(t);
   int64_t n = 1 + t->n_draft;
   fm_window_room(t, s->kv.len + n);
   if (fm_task_prefilling(t)) return FM_ELIMIT;     // the window found no page to move: it is computed again
@@ -58,7 +67,7 @@ void fm_decode_settle(fm_model *m, int64_t i) {
   fm_task *t = w->now.task[i];
   fm_session *s = t->s;
   const fm_seg *seg = &w->now.seg[i];
-  int64_t d = m->cfg.hidden_size, drafted = t->n_draft, accepted = t->usage.accepted;
+  int64_t d = m->cfg.hidden_size, drafted = t->o.n_forced ? 0 : t->n_draft, accepted = t->usage.accepted;
   const float *hidden = w->hidden ? w->hidden + seg->row * d : NULL;
   int64_t taken = fm_decode_draw(m, t, seg->logits_row);
   if (taken < 0) return;
@@ -67,6 +76,6 @@ void fm_decode_settle(fm_model *m, int64_t i) {
   s->kv.len += taken;
   s->h_valid = hidden != NULL;
   if (hidden) memcpy(s->h, hidden + (taken - 1) * d, (size_t)d * sizeof *hidden);
-  if (t->finish) fm_session_publish(s, NULL, 0);
-  else if (hidden && fm_draft_begin(m, t, hidden, taken) != FM_OK) fm_task_fail_own(t);
+  if (t->finish && !t->o.n_forced) fm_session_publish(s, NULL, 0);
+  else if (!t->finish && hidden && fm_draft_begin(m, t, hidden, taken) != FM_OK) fm_task_fail_own(t);
 }

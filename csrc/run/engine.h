@@ -168,6 +168,8 @@ bool      fm_task_prefilling(const fm_task *t);
 double    fm_task_weight(const fm_task *t);
 /* Up to which index prompts' passes go: to the end of a prompt, or to the pending id of what was set back. */
 int64_t   fm_task_goal(const fm_task *t);
+/* How many ids are still to be taken in place of drawn ones. */
+int64_t   fm_task_forced(const fm_task *t);
 /* Takes one sampled id (its logits for the record): appends it, decodes, checks stops. *stopped: the task is over. */
 fm_status fm_task_take(fm_task *t, const fm_draw *d, const float *logits, bool *stopped);
 void      fm_task_end(fm_task *t, fm_finish f);

@@ -37,6 +37,11 @@ static fm_status check_options(const fm_generate_options *o, const fm_model *m, 
   }
   for (int32_t i = 0; i < o->n_stop; i++)
     if (!o->stop[i] || !o->stop[i][0]) return fm_fail(err, FM_EINVAL, "stop holds an empty string");
+  for (int32_t i = 0; i < o->n_forced; i++)
+    if (o->forced[i] < 0 || o->forced[i] >= m->cfg.vocab_size)
+      return fm_fail(err, FM_EINVAL, "forced id %d is outside the vocabulary of %lld", o->forced[i], (long long)m->cfg.vocab_size);
+  if (o->n_forced && (o->grammar || o->schema || o->shift))
+    return fm_fail(err, FM_EINVAL, "forced ids go with neither grammar nor schema nor a moving window");
   if ((o->grammar || o->schema) && (o->n_stop || o->n_stop_ids))
     return fm_fail(err, FM_EINVAL, "stop and stop_ids would cut a document: they do not go with grammar or schema");
   return FM_OK;
@@ -45,6 +50,7 @@ static fm_status check_options(const fm_generate_options *o, const fm_model *m, 
 static void free_options(fm_generate_options *o) {
   fm_free((void *)o->logit_bias);
   fm_free((void *)o->stop_ids);
+  fm_free((void *)o->forced);
   for (int32_t i = 0; o->stop && i < o->n_stop; i++) fm_free((void *)o->stop[i]);
   fm_free((void *)o->stop);
 }
@@ -61,12 +67,13 @@ static fm_status copy_options(fm_generate_options *dst, const fm_generate_option
   dst->stop = NULL;
   dst->grammar = dst->schema = NULL;               // the guide has what it needs of them
   int64_t bias = o->n_logit_bias * (int64_t)sizeof *o->logit_bias;
-  int64_t ids = o->n_stop_ids * (int64_t)sizeof *o->stop_ids;
+  int64_t ids = o->n_stop_ids * (int64_t)sizeof *o->stop_ids, forced = o->n_forced * (int64_t)sizeof *o->forced;
   dst->logit_bias = copy(o->logit_bias, bias);
   dst->stop_ids = copy(o->stop_ids, ids);
+  dst->forced = copy(o->forced, forced);
   const char **stop = fm_array(o->n_stop, sizeof *stop);
   dst->stop = (const char *const *)stop;
-  if (!dst->logit_bias || !dst->stop_ids || !stop) return fm_no_memory(err, bias + ids);
+  if (!dst->logit_bias || !dst->stop_ids || !dst->forced || !stop) return fm_no_memory(err, bias + ids + forced);
   for (int32_t i = 0; i < o->n_stop; i++) {
     stop[i] = fm_strndup(o->stop[i], strlen(o->stop[i]));
     if (!stop[i]) return fm_no_memory(err, (int64_t)strlen(o->stop[i]));
@@ -111,6 +118,19 @@ static fm_status set_prompt(fm_task *t, const int32_t *ids, int64_t n, fm_error 
   if (s->m->drafts && lag > 0 && lag <= FM_MAX_DRAFTS + 1) fm_session_back(s, s->kv.mtp_len - 1);
   fm_session_back(s, s->n - 1);                    // the last row is needed for its logits
   t->usage.cached = s->kv.len;
+  return FM_OK;
+}
+
+/* Ids that are to be taken find room, and somebody reads how likely they were. */
+static fm_status set_forced(fm_task *t, int64_t room, fm_error *err) {
+  int64_t n = t->o.n_forced;
+  if (!n) return FM_OK;
+  if (n > room)
+    return fm_fail(err, FM_EOVERFLOW, "the prompt has %lld tokens and %lld are to follow, the context holds %lld", (long long)t->s->n,
+                   (long long)n, (long long)t->s->m->ctx);
+  t->max_tokens = n;
+  t->o.mtp = 0;                                    // what is to come is known
+  if (t->o.logprobs < 0) t->o.logprobs = 0;
   return FM_OK;
 }
 
@@ -175,6 +195,12 @@ fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t 
   t->o.mtp = drafts(s->m, o->mtp);
   int64_t room = o->shift ? INT64_MAX : s->m->ctx - s->n;
   t->max_tokens = o->max_tokens < 0 || o->max_tokens > room ? room : o->max_tokens;
+  status = set_forced(t, room, err);
+  if (status != FM_OK) {
+    t->finish = FM_FAILED;
+    fm_task_free(t);
+    return status;
+  }
   s->task = t;
   link_in(t);
   *out = t;
@@ -217,7 +243,15 @@ void fm_task_free(fm_task *t) {
   fm_free(t);
 }
 
-int64_t fm_task_goal(const fm_task *t) { return t->s->n > t->n_prompt ? t->s->n - 1 : t->s->n; }
+/* Behind an id that was sampled, forced ones go on as if it were pending: in the passes of those who decode. */
+static bool has_pending(const fm_task *t) {
+  const fm_session *s = t->s;
+  return s->n > t->n_prompt || (t->o.n_forced && s->roles[s->n - 1] == FM_GENERATED);
+}
+
+int64_t fm_task_goal(const fm_task *t) { return has_pending(t) ? t->s->n - 1 : t->s->n; }
+
+int64_t fm_task_forced(const fm_task *t) { return t->o.n_forced ? t->o.n_forced - t->usage.completion : 0; }
 
 bool fm_task_prefilling(const fm_task *t) { return t->s->kv.len < fm_task_goal(t); }
 
@@ -276,16 +310,16 @@ fm_status fm_task_take(fm_task *t, const fm_draw *d, const float *logits, bool *
   TRY(keep_top(t, logits));
   int64_t from = t->n_text;
   fm_finish finish = FM_RUNNING;
-  if (is_stop_id(t, d->id)) {
+  if (!t->o.n_forced && is_stop_id(t, d->id)) {
     finish = FM_STOP;
   } else if (m->tok) {
     TRY(fm_tokenizer_decode(m->tok, &d->id, 1, m->cfg.vocab_size, &t->text, &t->n_text, &t->cap_text, &t->err));
-    if (stop_string(t, from)) finish = FM_STOP;
+    if (!t->o.n_forced && stop_string(t, from)) finish = FM_STOP;
   }
   if (t->guide) TRY(fm_guide_take(t->guide, FM_REAL, d->id, &t->err));
   TRY(fm_session_append(t->s, &d->id, 1, FM_GENERATED, &t->err));
   t->usage.completion++;
-  m->stats.generated_tokens++;
+  if (!t->o.n_forced) m->stats.generated_tokens++;
   bool full = t->usage.completion >= t->max_tokens;
   // a document is over where nothing can follow, and fine where it happens to be complete as the room ends
   if (!finish && t->guide && (fm_guide_over(t->guide, FM_REAL) || (full && fm_guide_complete(t->guide, FM_REAL)))) finish = FM_STOP;
