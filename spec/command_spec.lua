@@ -93,11 +93,12 @@ describe("the command", function()
 
   it("ends with 2 when the call was wrong", function()
     for words, pattern in pairs {
-      [""] = "usage", ["genrate x"] = "did you mean 'generate'", ["serve"] = "not yet in this version",
+      [""] = "usage", ["genrate x"] = "did you mean 'generate'",
       ["eval"] = "not yet", ["train"] = "not yet", ["convert"] = "not yet",
       ["generate x --tempreature 1"] = "did you mean %-%-temperature", ["generate x --temperature hot"] = "must be a number",
       ["generate x --temperature -1"] = "must be a number of 0 or more", ["generate x --seed"] = "wants a value",
       ["generate a b c"] = "quotes", ["help nothing"] = "no command", ["plan a b"] = "one DIR",
+      ["serve a b"] = "one DIR", ["serve --port 70000"] = "from 0 to 65535",
     } do
       local out, err, status = run(words)
       assert.equal(2, status, words)

@@ -64,6 +64,23 @@ describe("a crew", function()
     assert.equal("34", nested[1].value)
   end)
 
+  it("needs no backend: it steps what its jobs turn out to wait for, several at once", function()
+    local mock <close> = fathom.mock { replies = { "one two three", "four" } }
+    local function all()
+      return crew.run(nil, {
+        function() return model:generate(ask "What is 1 + 1?", { temperature = 0 }).answer end,
+        function() return mock:generate("x").answer end,
+        function() return crew.run(nil, { function() return mock:generate("y").answer end })[1].value end,
+      })
+    end
+    local results = all()
+    assert.matches("2", results[1].value)
+    assert.same({ "one two three", "four" }, { results[2].value, results[3].value })
+    local work = crew.start(nil, sums(2))
+    while model:step { ms = 2 } do end
+    assert.is_true(work.done)
+  end)
+
   it("is cancelled: running requests end, the rest never begins, blocks are left", function()
     local closed, began = 0, 0
     local jobs = {}

@@ -193,7 +193,8 @@ describe("backends", function()
       return { list[1].value, list[2].value, list[3].value }
     end
     assert.same({ "job 1 done", "job 2 done", "job 3 done" }, answers())
-    local co, turns, got = coroutine.wrap(answers), 0, nil
+    local co, turns = coroutine.wrap(answers), 0
+    local got
     repeat
       got = co()
       turns = turns + 1

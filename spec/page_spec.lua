@@ -4,8 +4,8 @@ local node = require "spec.node"
 local page = require "fathom.serve.page"
 local build = os.getenv "FATHOM_BUILD" or "build"
 
--- What the browser's tests must report, each in a line of its own (spec/page/odd.mjs).
-local sentences = {
+-- What the browser's tests must report, each in a line of its own (spec/page/odd.mjs and real.mjs).
+local odd = {
   "text of a model stays text, wherever it is shown",
   "lists, fences, bold and boxes are drawn",
   "a reply that breaks off says so where it broke, and can be asked for again",
@@ -14,10 +14,20 @@ local sentences = {
   "the last message can be edited, and a reply asked for again with a seed of its own",
   "several tool calls are answered by hand, with the thoughts that led to them",
   "settings are sent as they are set, and a broken list of tools is told at once",
+  "answers stand side by side with seeds of their own, and the judge's votes beside them",
   "a trace opens as a tree over time and is searched by kind and words",
   "a key is asked for, used, and kept for this tab only",
   "no view scrolls sideways, is pale or has a nameless control: narrow and wide, by day and by night",
   "nothing is asked of another host, and no script fails",
+}
+local real = {
+  "the model's thoughts and its answer come in their channels, with what they took",
+  "the same seed says the same again, another one need not",
+  "a tool is called, answered by hand, and the answer is used",
+  "Esc ends a long reply on the server, too",
+  "several answers are judged by the model, and the votes are shown",
+  "what happened can be read as a trace",
+  "the real server's page asks nothing of another host, and its console stays empty",
 }
 
 describe("the files of the page", function()
@@ -47,25 +57,36 @@ describe("the files of the page", function()
   end)
 end)
 
-describe("the page", function()
+-- The reason why nothing can be tried here, or nil and the browser's path.
+local function hindrance(which)
+  local browser = node.program("chromium", "chromium-browser", "google-chrome")
+  if not browser then return "no Chromium here" end
+  local ok, why = node.has "playwright-core"
+  if not ok then return why end
+  local has_net, net = pcall(require, "fathom.net")
+  if which == "real" and not (has_net and net.server) then return "built without libmicrohttpd" end
+  return nil, browser
+end
+
+-- One run of a browser; each sentence is a behaviour that it must have reported as fine.
+local function behaves(which, sentences)
   local report, why
 
   lazy_setup(function()
-    local browser = node.program("chromium", "chromium-browser", "google-chrome")
-    if not browser then why = "no Chromium here" return end
-    local ok
-    ok, why = node.has "playwright-core"
-    if not ok then return end
-    report = select(2, node.run("spec/page/test.mjs", { FATHOM_BROWSER = browser }, build .. "/page"))
+    local browser
+    why, browser = hindrance(which)
+    if why then return end
+    report = select(2, node.run("spec/page/test.mjs", { FATHOM_BROWSER = browser, FATHOM_PRELOAD = os.getenv "LD_PRELOAD" or "" },
+                                which, build .. "/page"))
   end)
 
   for _, sentence in ipairs(sentences) do
     it(sentence, function()
       if why then pending(why) return end
-      local from = report:find("ok - " .. sentence, 1, true)
-      assert(from, "not reported:\n" .. report)
-      local line = report:match("[^\n]*", (report:sub(1, from):match ".*\n()" or 1))
-      assert(line:match "^ok", report)
+      assert(("\n" .. report):find("\nok - " .. sentence, 1, true), report)
     end)
   end
-end)
+end
+
+describe("the page beside a server that misbehaves", function() behaves("odd", odd) end)
+describe("the page beside the real server", function() behaves("real", real) end)

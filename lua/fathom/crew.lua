@@ -15,35 +15,35 @@ local SLICE_MS = 50
 
 -- ---- who steps the backend ------------------------------------------------------------------------------------
 
--- What moves a backend (an engine, or the desk of a remote or a mock); nil: a backend that steps itself.
+-- What moves a backend (an engine, or the desk of a remote or a mock); nil: it is only stepped.
 local function engine_of(backend)
   local engine = backend.engine
   return type(engine) == "table" and engine.watch and engine or nil
 end
 
--- Lets f be called behind each step of the backend until it returns false.
-local function watch(backend, f)
-  local engine = engine_of(backend)
-  if engine then return engine:watch(f) end
-  if not rawget(backend, "crew_watchers") then
-    local step, watchers = backend.step, {}
-    rawset(backend, "crew_watchers", watchers)
-    rawset(backend, "step", function(self, opts)
-      local busy, err = step(self, opts)
-      for i = #watchers, 1, -1 do
-        if not watchers[i]() then table.remove(watchers, i) end
-      end
-      if err then return busy, err end
-      return busy or watchers[1] ~= nil
-    end)
-  end
-  table.insert(backend.crew_watchers, f)
+-- What is to be stepped for a job that waits; seen: what is watched already.
+local function notice(self, where)
+  if not where or self.seen[where] or where == self then return end
+  self.seen[where] = true
+  self.drivers[#self.drivers + 1] = where
+  local engine = engine_of(where)
+  if engine then engine:watch(function() return self:pump() end) end
 end
 
-local function step(backend, ms)
-  local engine = engine_of(backend)
-  if engine then return engine:step(ms) end
-  return backend:step { ms = ms }
+-- Moves all that jobs have waited for; they share the time.
+local function step(self, ms)
+  local n = math.max(#self.drivers, 1)
+  for _, where in ipairs(self.drivers) do
+    local engine = engine_of(where)
+    if engine then engine:step(ms / n) else where:step { ms = ms / n } end
+  end
+end
+
+-- A crew as an engine: what loops step, and what a crew around this one watches. Its own backends call the watchers' pumps.
+local function engine_like(self)
+  return { step = function(_, ms) step(self, ms) end, watch = function(_, f)
+    self.watchers[#self.watchers + 1] = f
+  end }
 end
 
 -- ---- jobs -------------------------------------------------------------------------------------------------------
@@ -66,6 +66,7 @@ local function resume(self, job, ...)
     return settle(self, job, table.unpack(r, 1, r.n))
   end
   job.waits = type(r[2]) == "table" and r[2] or nil
+  if job.waits then notice(self, job.waits.model) end
 end
 
 local function cancelled_error() return fault.new("cancelled", "the work was cancelled before it was over") end
@@ -99,9 +100,9 @@ local function over(self)
   if self.finished then self.finished(self) end
 end
 
--- Lets every job look again and starts others in place of those that are over.
+--- Lets every job look again and starts others in place of those that are over; who steps a backend need not call it.
 -- @return boolean  whether there is more to do
-local function pump(self)
+function methods:pump()
   if self.done then return false end
   if self.pumping then return true end
   self.pumping = true
@@ -119,6 +120,7 @@ local function pump(self)
   end
   self.pumping = false
   if self.running == 0 and self.next > #self.jobs then over(self) end
+  for _, f in ipairs(self.watchers) do f() end
   return not self.done
 end
 
@@ -141,7 +143,7 @@ local function wait_a_little(self, ms)
   if coroutine.isyieldable() then
     task.yield { task = self, model = self.model }
   else
-    self.engine:step(ms)                       -- when that fails the tasks of the jobs say so
+    step(self, ms)                             -- when that fails the tasks of the jobs say so
   end
 end
 
@@ -151,7 +153,7 @@ function methods:wait()
   options.self("crew", self, crew.mt)
   while not self.done do
     wait_a_little(self, SLICE_MS)
-    if not self.done then pump(self) end
+    if not self.done then self:pump() end
   end
   if self.err then return nil, self.err end
   return self.result
@@ -176,8 +178,8 @@ function methods:pieces()
       end
       if self.done and self.err then error(self.err, 0) end
       if self.done then return nil end
-      wait_a_little(self, self.engine.slice_ms or 0)
-      pump(self)
+      wait_a_little(self, self.slice_ms)
+      self:pump()
     end
   end
   return next_piece, nil, nil, guard
@@ -196,16 +198,18 @@ local known = { width = is.count(1), on_done = is.callable }
 
 local function new(backend, jobs, o, finished)
   local self = setmetatable({ jobs = jobs, width = o.width or DEFAULT_WIDTH, on_done = o.on_done, finished = finished,
-                              results = {}, active = {}, queue = {}, running = 0, next = 1, n_done = 0, done = false,
-                              cancelled = false, usage = { prompt = 0, cached = 0, completion = 0 } }, crew.mt)
-  self.model = backend.model or backend
-  self.engine = engine_of(backend) or { step = function(_, ms) return step(backend, ms) end }
-  if pump(self) then watch(backend, function() return pump(self) end) end
+                              results = {}, active = {}, queue = {}, seen = {}, drivers = {}, watchers = {}, running = 0, next = 1,
+                              n_done = 0, done = false, cancelled = false, usage = { prompt = 0, cached = 0, completion = 0 } }, crew.mt)
+  self.engine = engine_like(self)
+  self.slice_ms = backend and backend.engine and backend.engine.slice_ms or 0
+  self.model = backend and (type(backend.model) == "table" and backend.model or backend) or { engine = self.engine }
+  if backend then notice(self, self.model) end
+  self:pump()
   return self
 end
 
 --- Starts jobs in the background of a backend: they move when somebody steps it, or waits.
--- @param backend table   model, session, remote or mock
+-- @param backend table|nil  model, session, remote or mock; nil: what the jobs turn out to wait for
 -- @param jobs list       functions(crew, index); what one returns is its value, nil, err its error
 -- @param opts table|nil  width (64): at most so many at once; on_done(index, { value =, err = }, crew)
 -- @return crew           like a task: done, result (the list of { value =, err = }), wait(), cancel()

@@ -5,10 +5,11 @@ local desk = {}
 desk.__index = desk
 
 --- @param backend table  what users hold; tasks name it as their model
--- @param how table      begin, drop, advance; label: its kind, for traces; slice_ms: how long one turn of a blocking loop over pieces may wait
+-- @param how table      begin, drop, advance; label: its kind, for traces; slice_ms: how long one turn of a blocking loop
+--                       over pieces may wait
 function desk.new(backend, how)
-  return setmetatable({ backend = backend, live = {}, watchers = {}, label = how.label, begin = how.begin, drop = how.drop, advance = how.advance,
-                        slice_ms = how.slice_ms }, desk)
+  return setmetatable({ backend = backend, live = {}, watchers = {}, label = how.label, begin = how.begin,
+                        drop = how.drop, advance = how.advance, slice_ms = how.slice_ms }, desk)
 end
 
 --- Takes a job in; it starts when its slot is free.

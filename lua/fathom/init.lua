@@ -37,10 +37,15 @@ end
 local lazy = {
   pocket = find_pocket,                                             -- path of the model that comes with fathom
   version = function() return require("fathom.core").version end,
+  agent = function() return require("fathom.agent").new end,
+  tools = function() return require "fathom.tools" end,
   judge = function() return require("fathom.judge").new end,
   trace = function() return require("fathom.trace").open end,
   replay = function() return require("fathom.replay").run end,
+  eval = function() return require("fathom.eval").run end,
   mock = function() return require("fathom.mock").new end,
+  serve = function() return require("fathom.serve").serve end,
+  remote = function() return require("fathom.remote").new end,
 }
 
 return setmetatable(fathom, { __index = function(t, key)

@@ -103,7 +103,7 @@ function methods:finish(finish)
   if finish == "stop" and #self.tool_calls > 0 then finish = "tool" end
   self.result = { text = table.concat(self.parts), think = trim(table.concat(self.texts.think)),
                   answer = trim(table.concat(self.texts.answer)), tool_calls = self.tool_calls, ids = {}, finish = finish,
-                  seed = options.to_integer(self.options.seed), usage = self.usage, logprobs = self.logprobs }
+                  seed = options.to_integer(self.seed or self.options.seed), usage = self.usage, logprobs = self.logprobs }
   over(self)
 end
 

@@ -92,6 +92,10 @@ function schema.new(what)
   return type(s) == "table" and getmetatable(s) ~= made and setmetatable(s, getmetatable(s) or made) or s
 end
 
+--- Makes the schema of an object of its fields, also where they are called like keywords.
+-- @param fields table  name -> what stands for a schema
+function schema.fields(fields) return object_of(fields) end
+
 --- Checks an option; for options.check.
 function schema.check(v)
   return type(v) == "table" or type(v) == "string", "a table of fields, a JSON Schema or a word like \"string\""

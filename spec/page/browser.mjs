@@ -42,6 +42,18 @@ export async function open(browser, url, { width = 1280, height = 900, scheme = 
   return { page, context, said, foreign };
 }
 
+/** Shows a page narrow and wide, by day and by night, and calls look(name) each time. */
+export async function inAllSizes(page, look) {
+  for (const [size, width, height] of [["narrow", 360, 760], ["wide", 1600, 1000]]) {
+    for (const colorScheme of ["light", "dark"]) {
+      await page.setViewportSize({ width, height });
+      await page.emulateMedia({ colorScheme });
+      await page.evaluate(() => new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn))));
+      await look(`${size}-${colorScheme}`);
+    }
+  }
+}
+
 /** Sends a message and waits until its reply is there (or has failed). */
 export async function ask(page, text) {
   const before = await page.locator(".chat .reply").count();

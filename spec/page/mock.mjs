@@ -58,10 +58,18 @@ async function complete(body, response, closed) {
   response.end("data: [DONE]\n\n");
 }
 
-function judge({ answers, votes }) {
-  const scores = answers.map((_, i) => 9 - 2 * ((i + 1) % answers.length));
-  return { winner: scores.indexOf(Math.max(...scores)) + 1, order: answers.map((_, i) => i + 1), scores, agreement: 0.81, flip_rate: 0.04,
-    votes: scores.map((s) => Array.from({ length: votes }, (_, k) => (k % 7 === 6 ? { text: "?" } : { score: Math.max(1, s + (k % 3) - 1) }))) };
+// The last answer is the best one, in both of the judge's ways.
+function judge({ answers, votes, mode }) {
+  const n = answers.length, usual = { winner: n, order: answers.map((_, i) => n - i), agreement: 0.81, flip_rate: 0.04, abstention: 0 };
+  if (mode === "score") {
+    const scores = answers.map((_, i) => 2 + 8 * i / n);
+    return { ...usual, scores, votes: scores.map((s) => Array.from({ length: votes }, (_, k) =>
+      (k % 7 === 6 ? { text: "?" } : { text: `Score: ${s}`, score: Math.max(1, Math.round(s) + (k % 3) - 1) }))) };
+  }
+  const matches = answers.flatMap((_, i) => answers.slice(i + 1).map((_, j) =>
+    ({ first: i + 1, second: i + j + 2, counts: { a: 1, b: 2 * votes - 1 }, winner: "b", flip_rate: 0.04 })));
+  const share = (k) => matches.reduce((sum, m) => sum + (m.first === k ? m.counts.a : m.second === k ? m.counts.b : 0), 0) / (2 * votes * (n - 1));
+  return { ...usual, scores: answers.map((_, i) => share(i + 1)), matches };
 }
 
 export const trace = [

@@ -1,6 +1,6 @@
 // odd.mjs - the page beside a server that breaks off, refuses, wants a key and says hostile things.
 import { start, nasty } from "./mock.mjs";
-import { ask, behaves, expect, nameless, open, pale, same, settled, sideways } from "./browser.mjs";
+import { ask, behaves, expect, inAllSizes, nameless, open, pale, same, settled, sideways } from "./browser.mjs";
 
 const completions = (mock) => mock.seen.filter((r) => r.path === "/v1/chat/completions");
 
@@ -112,9 +112,33 @@ export async function odd(browser, shots) {
     await page.click("text=Defaults");
   });
 
+  await behaves("answers stand side by side with seeds of their own, and the judge's votes beside them", async () => {
+    await page.click('nav a[href="#compare"]');
+    await page.selectOption("#how-many", "3");
+    await page.fill("#s-seed", "700");
+    await page.fill("#question", "What is 17 + 25?");
+    await page.press("#question", "Enter");
+    await page.waitForSelector(".figures");
+    same(completions(mock).slice(-3).map((r) => r.body.seed).sort(), [700, 701, 702], "seeds");
+    same(await page.textContent(".verdict > p"), "C is best", "the verdict");
+    same(await page.locator(".figures dd").allTextContents(), ["81 %", "4 %"], "agreement and flip rate");
+    same(await page.locator(".sample.best h3").allTextContents(), ["C"], "marked");
+    same(await page.locator(".sample").first().locator(".bars i").count(), 2, "bars: one for each other answer");
+    await page.selectOption("#mode", "score");
+    await page.selectOption("#votes", "8");
+    await page.press("#question", "Enter");
+    await page.waitForFunction(() => document.querySelectorAll(".sample:last-child .bars i").length === 8);
+    same(await page.locator(".sample").last().locator(".bars .lost").count(), 1, "a vote that could not be read");
+    await page.locator(".sample").last().locator("text=Go on in chat").click();
+    await page.waitForSelector("#view-chat:not([hidden])");
+    same(await page.locator(".chat .turn").count(), 2, "turns taken over");
+    await page.click("text=Defaults");
+  });
+
   await behaves("a trace opens as a tree over time and is searched by kind and words", async () => {
     await page.click('nav a[href="#traces"]');
     await page.click("text=odd name #1.jsonl");
+    await page.waitForSelector(".span");
     same(await page.locator(".span").count(), 6, "spans");
     same(await page.locator(".span .title").allTextContents(), ["sums", "What is 4821 * 37?", "calculator", nasty, "judge", "out of tokens"], "titles");
     expect((await page.textContent(".viewer > .hint")).includes("1 line not read"), "a bad line goes unsaid");
@@ -148,21 +172,24 @@ export async function odd(browser, shots) {
   });
 
   await behaves("no view scrolls sideways, is pale or has a nameless control: narrow and wide, by day and by night", async () => {
-    for (const [width, scheme] of [[360, "light"], [360, "dark"], [1600, "light"], [1600, "dark"]]) {
-      const { page: p, context } = await open(browser, mock.url, { width, height: 800, scheme });
-      await ask(p, "Something rich");
-      await ask(p, "Be broken");
-      await p.click('nav a[href="#compare"]');
-      await p.fill("#question", "What is 17 + 25?");
-      await p.press("#question", "Enter");
-      await p.waitForSelector(".figures");
-      for (const hash of ["#chat", "#compare", "#traces", "#traces/odd%20name%20%231.jsonl"]) {
-        await p.evaluate((h) => { location.hash = h; }, hash);
-        await p.waitForTimeout(120);
-        same([await sideways(p), await pale(p), await nameless(p)], [[], [], []], `${hash} at ${width}, ${scheme}`);
-      }
-      await context.close();
-    }
+    const { page: p, context } = await open(browser, mock.url);
+    const check = (what) => inAllSizes(p, async (size) => same([await sideways(p), await pale(p), await nameless(p)], [[], [], []], `${what}, ${size}`));
+    await check("empty");
+    await ask(p, "Something rich");
+    await ask(p, "Be broken");
+    await check("chat");
+    await p.click('nav a[href="#compare"]');
+    await p.fill("#question", "What is 17 + 25?");
+    await p.press("#question", "Enter");
+    await p.waitForSelector(".figures");
+    await check("compare");
+    await p.click('nav a[href="#traces"]');
+    await p.waitForSelector(".files a");
+    await check("list of traces");
+    await p.click(".files a");
+    await p.waitForSelector(".span");
+    await check("trace");
+    await context.close();
   });
 
   await behaves("nothing is asked of another host, and no script fails", async () => {

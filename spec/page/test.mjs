@@ -1,16 +1,15 @@
 // test.mjs - the page in a headless browser; prints "ok - ..." and "not ok - ..." lines.
-// usage: FATHOM_NODE=build/node FATHOM_BROWSER=/usr/bin/chromium node spec/page/test.mjs SHOTS [URL of a real server]
+// usage: FATHOM_NODE=$PWD/build/node FATHOM_BROWSER=/usr/bin/chromium node spec/page/test.mjs odd|real [SHOTS]
 import { mkdirSync } from "node:fs";
 import { launch } from "./browser.mjs";
 import { odd } from "./odd.mjs";
 import { real } from "./real.mjs";
 
-const [shots = "build/page", url] = process.argv.slice(2);
+const [which, shots = "build/page"] = process.argv.slice(2);
 mkdirSync(shots, { recursive: true });
 const browser = await launch();
 try {
-  await odd(browser, shots);
-  if (url) await real(browser, url, shots);
+  await { odd, real }[which](browser, shots);
 } finally {
   await browser.close();
 }

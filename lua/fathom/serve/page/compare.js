@@ -5,12 +5,12 @@ import { ReplyView } from "/reply.js";
 import { messagesOf } from "/chat.js";
 
 const AT_ONCE = 5;         // browsers open six connections to a host; one stays free for the judge and for looking
-const TOP_SCORE = 10;
+const TOP_SCORE = 10;      // of the judge's usual scale
 
 const letter = (i) => String.fromCharCode(65 + i);
 
-function choose(id, label, values, chosen) {
-  const select = el("select", { id }, ...values.map((v) => el("option", { value: v, text: v, selected: v === chosen })));
+function choose(id, label, values, chosen, words = {}) {
+  const select = el("select", { id }, ...values.map((v) => el("option", { value: v, text: words[v] ?? v, selected: v === chosen })));
   return [select, el("label", { class: "pick", for: id }, el("span", { text: label }), select)];
 }
 
@@ -19,12 +19,13 @@ export class Compare {
     Object.assign(this, { settings, model, take, samples: [] });
     this.question = el("textarea", { id: "question", rows: "2", "aria-label": "Question", placeholder: "A question for all of them" });
     const [howMany, pickMany] = choose("how-many", "Answers", [2, 3, 4, 6, 8], 4);
-    const [votes, pickVotes] = choose("votes", "Votes each", [1, 3, 5, 8, 16, 32], 8);
-    Object.assign(this, { howMany, votes });
+    const [mode, pickMode] = choose("mode", "Judge by", ["pair", "score"], "pair", { pair: "pairs", score: "scores" });
+    const [votes, pickVotes] = choose("votes", "Votes", [1, 2, 4, 8, 16, 32], 4);
+    Object.assign(this, { howMany, votes, mode });
     this.rubric = el("input", { type: "text", id: "rubric", placeholder: "The model's own", autocomplete: "off" });
     this.go = el("button", { class: "solid", type: "submit", text: "Compare" });
     this.form = el("form", { class: "ask" }, this.question,
-      el("div", { class: "row" }, pickMany, pickVotes,
+      el("div", { class: "row" }, pickMany, pickMode, pickVotes,
         el("label", { class: "pick grow", for: "rubric" }, el("span", { text: "Rubric" }), this.rubric), this.go));
     this.verdict = el("section", { class: "verdict", "aria-label": "Verdict", "aria-live": "polite", hidden: true });
     this.grid = el("div", { class: "samples" });
@@ -137,11 +138,12 @@ export class Compare {
 
   async judge(signal) {
     const judged = this.samples.filter((s) => s.reply.content && !s.reply.error);
-    for (const s of this.samples) this.drawMarks(s);
+    for (const s of this.samples) this.drawMarks(s, null);
     if (judged.length < 2) { this.say("Two answers are needed for a verdict."); return; }
     this.say(`Voting on ${plural(judged.length, "answer")}`, true);
     try {
-      const body = { question: this.asked.question, answers: judged.map((s) => s.reply.content.trim()), votes: Number(this.votes.value) };
+      const body = { question: this.asked.question, answers: judged.map((s) => s.reply.content.trim()),
+        votes: Number(this.votes.value), mode: this.mode.value };
       if (this.rubric.value.trim()) body.rubric = this.rubric.value.trim();
       this.drawVerdict(judged, await postJson("/v1/judge", body, signal));
     } catch (error) {
@@ -159,37 +161,49 @@ export class Compare {
   }
 
   drawVerdict(judged, result) {
-    const best = judged[result.winner - 1];
-    judged.forEach((s, k) => this.drawMarks(s, result.scores?.[k], votesOf(result, k), s === best));
-    this.say(best ? `${letter(best.i)} is best` : "No winner: the answers are as good as each other");
+    const top = Math.max(...judged.map((_, k) => result.scores[k] || 0));
+    const best = judged.filter((_, k) => result.scores[k] === top);
+    judged.forEach((s, k) => this.drawMarks(s, marksOf(result, k, (other) => letter(judged[other].i)), best.includes(s)));
+    const names = best.map((s) => letter(s.i));
+    this.say(best.length === 1 ? `${names[0]} is best` : `${names.slice(0, -1).join(", ")} and ${names.at(-1)} share the first place`);
     const figures = [
-      ["agreement", result.agreement, "how often votes said the same"],
-      ["flip rate", result.flip_rate, "how often the order of two answers changed the verdict"],
+      ["agreement", result.agreement, "the share of votes that say what the verdict says"],
+      ["flip rate", result.matches && result.flip_rate, "the share of votes that change with the order of the two answers"],
+      ["not read", result.abstention || undefined, "the share of votes without a verdict"],
     ].filter(([, value]) => typeof value === "number");
     this.verdict.append(el("dl", { class: "figures" }, ...figures.map(([name, value, tip]) =>
       el("div", { title: tip }, el("dt", { text: name }), el("dd", { text: percent(value) })))));
     announce(this.verdict.firstChild.textContent);
   }
 
-  drawMarks(s, score, votes = [], best = false) {
+  drawMarks(s, marks, best = false) {
     s.badge.hidden = !best;
     s.node.classList.toggle("best", best);
     s.marks.replaceChildren();
-    if (typeof score !== "number") return;
-    const bars = el("span", { class: "bars", "aria-hidden": "true" }, ...votes.map((v) => {
-      const bar = el("i", { class: v === null ? "lost" : "" });
-      bar.style.height = v === null ? "2px" : `${Math.max(8, 100 * v / TOP_SCORE)}%`;
+    if (!marks) return;
+    s.marks.title = marks.words;
+    s.marks.append(el("span", { class: "bars", "aria-hidden": "true" }, ...marks.bars.map((share) => {
+      const bar = el("i", { class: share === null ? "lost" : "" });
+      bar.style.height = share === null ? "2px" : `${Math.max(8, 100 * share)}%`;
       return bar;
-    }));
-    const lost = votes.filter((v) => v === null).length;
-    s.marks.title = votes.length ? `votes: ${votes.map((v) => v ?? "not read").join(", ")}` : "";
-    s.marks.append(bars, el("strong", { text: number(score) }),
-      el("span", { class: "unseen", text: `out of ${TOP_SCORE}, ${plural(votes.length, "vote")}${lost ? `, ${lost} not read` : ""}` }));
+    })), el("strong", { text: marks.score }), el("span", { class: "unseen", text: marks.words }));
   }
 }
 
-// Votes on the k-th answer as numbers; null where a vote could not be read.
-function votesOf(result, k) {
-  const list = Array.isArray(result.votes?.[k]) ? result.votes[k] : (result.votes ?? []).filter((v) => v?.answer === k + 1);
-  return list.map((v) => (typeof v === "number" ? v : v?.score ?? null));
+// What the judge says of answer k (from 0; the judge counts from 1): { score, words, bars } with a bar from 0 to 1 for each vote (null: it could not be
+// read), or in a tournament for each other answer. name(k) is what people call an answer.
+function marksOf(result, k, name) {
+  if (result.matches) {
+    const matches = result.matches.filter((m) => m.first === k + 1 || m.second === k + 1).map((m) => {
+      const { a = 0, b = 0, tie = 0 } = m.counts;
+      const won = (m.first === k + 1 ? a : b) + tie / 2;
+      return { all: a + b + tie, won, other: (m.first === k + 1 ? m.second : m.first) - 1 };
+    });
+    return { score: percent(result.scores[k]), bars: matches.map((m) => (m.all ? m.won / m.all : null)),
+      words: matches.map((m) => `against ${name(m.other)} ${number(m.won)} of ${plural(m.all, "vote")}`).join(", ") };
+  }
+  const votes = (result.votes?.[k] ?? []).map((v) => v.score ?? null);
+  const score = result.scores[k];
+  return { score: typeof score === "number" ? number(score) : "?", bars: votes.map((v) => v === null ? null : v / TOP_SCORE),
+    words: `votes: ${votes.map((v) => v ?? "not read").join(", ")}` };
 }

@@ -50,6 +50,7 @@ export class Settings {
     this.system = el("textarea", { id: "system", rows: "3", placeholder: "None", spellcheck: "false" });
     this.tools = el("textarea", { id: "tools", class: "mono", rows: "4", spellcheck: "false", placeholder: "[ ]", "aria-label": "Tools as JSON", "aria-describedby": "tools-error" });
     this.toolsError = el("p", { class: "field-error", id: "tools-error", "aria-live": "polite" });
+    this.think = el("input", { type: "checkbox", id: "s-think", checked: true });
     this.rows = new Map();
     this.build();
     this.restore();
@@ -64,11 +65,13 @@ export class Settings {
       el("header", {}, el("h2", { text: "Settings" }), close),
       el("section", {}, el("label", { class: "title", for: "system", text: "System prompt" }), this.system),
       el("section", {}, el("div", { class: "row between" }, el("h3", { class: "title", text: "Sampling" }), reset),
-        ...fields.map((f) => this.field(f))),
+        ...fields.map((f) => this.field(f)),
+        el("label", { class: "field" }, el("span", { text: "Think first" }), this.think)),
       el("section", {}, el("h3", { class: "title", text: "Tools" }), this.chips,
         el("p", { class: "hint", text: "You write what they answer." }),
         this.asJson = el("details", { class: "as-json" }, el("summary", { text: "As JSON" }), this.tools), this.toolsError));
     this.asJson.addEventListener("toggle", () => grow(this.tools));
+    this.think.addEventListener("change", () => this.changed());
     for (const area of [this.system, this.tools]) area.addEventListener("input", () => { grow(area); this.changed(); });
   }
 
@@ -105,6 +108,7 @@ export class Settings {
 
   reset() {
     for (const [name, row] of this.rows) { row.input.value = ""; this.show(name); }
+    this.think.checked = true;
     this.changed();
   }
 
@@ -125,7 +129,7 @@ export class Settings {
     const names = new Set((tools ?? []).map((t) => t.function.name));
     [...this.chips.children].forEach((chip, i) => chip.setAttribute("aria-pressed", names.has(presets[i].name)));
     const options = Object.fromEntries([...this.rows].map(([name, row]) => [name, row.input.value]));
-    sessionStorage.setItem(STORE, JSON.stringify({ system: this.system.value, tools: this.tools.value, options }));
+    sessionStorage.setItem(STORE, JSON.stringify({ system: this.system.value, tools: this.tools.value, options, direct: !this.think.checked }));
     this.onChange?.();
   }
 
@@ -134,6 +138,7 @@ export class Settings {
     try { kept = JSON.parse(sessionStorage.getItem(STORE)) ?? {}; } catch { /* somebody else's words */ }
     this.system.value = kept.system ?? "";
     this.tools.value = kept.tools ?? "";
+    this.think.checked = !kept.direct;
     for (const [name, row] of this.rows) { row.input.value = kept.options?.[name] ?? ""; this.show(name); }
     this.changed();
   }
@@ -145,6 +150,7 @@ export class Settings {
       if (input.value !== "" && input.validity.valid) options[name] = Number(input.value);
     }
     options.seed ??= drawSeed();
+    if (!this.think.checked) options.think = false;
     const { tools } = parseTools(this.tools.value);
     return { system: this.system.value.trim(), options, tools: tools?.length ? tools : undefined };
   }

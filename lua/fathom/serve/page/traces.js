@@ -90,11 +90,12 @@ export class Traces {
         const text = await getText(`/traces/${encodeURIComponent(name)}`);
         if (current()) this.show(name, text);
       } else {
-        const { traces = [] } = await getJson("/traces");
+        const { traces } = await getJson("/traces");
         if (current()) this.showList(traces);
       }
     } catch (error) {
-      if (current()) this.fail(error.message, name);
+      if (!current()) return;
+      if (error.code === "no_traces" && !name) this.showList([]); else this.fail(error.message, name);
     }
   }
 

@@ -1,0 +1,110 @@
+--- serve/generate.lua - the choices of one request: so many tasks of the engine at once, told piece by piece as they come.
+
+local sampling = require "fathom.sampling"
+local task = require "fathom.task"
+local wire = require "fathom.serve.wire"
+
+local generate = {}
+
+-- What the library raises for a wrong call is the request's fault here; the position is ours.
+local function without_position(message) return (tostring(message):gsub("^[^\n]-%.lua:%d+: ", "")) end
+
+--- Calls f; a wrong call becomes a refusal, and so does nil, err.
+function generate.must(f, ...)
+  local r = table.pack(pcall(f, ...))
+  if not r[1] then
+    if type(r[2]) ~= "string" then error(r[2], 0) end
+    wire.refuse(400, without_position(r[2]), nil, "invalid_value")
+  end
+  if r[2] == nil and r[3] ~= nil then error(r[3], 0) end
+  return table.unpack(r, 2, r.n)
+end
+
+-- Runs one choice; its task and its session end with it, however it ends.
+local function run_choice(call, spec, sink, over)
+  local server, metrics = call.server, call.server.metrics
+  local session <close> = generate.must(server.model.session, server.model)
+  local t = generate.must(session.ask, session, spec.turn, spec.options)
+  spec.task = t
+  local counted <close> = metrics:choice(call)
+  for text, info in t:pieces() do
+    counted:tokens(#info.ids)
+    sink(spec, text, info)
+  end
+  spec.result = t.result
+  metrics:usage(t.result.usage)
+  if over then over(spec) end
+end
+
+local function resume_all(running)
+  local left = 0
+  for _, co in ipairs(running) do
+    if coroutine.status(co) == "suspended" then
+      local ok, err = coroutine.resume(co)
+      if not ok then error(err, 0) end
+      if coroutine.status(co) ~= "dead" then left = left + 1 end
+    end
+  end
+  return left
+end
+
+-- Closes what still runs when the request ends early: its client has gone, or another choice failed.
+local function guard_of(running)
+  return setmetatable({}, { __close = function()
+    for _, co in ipairs(running) do coroutine.close(co) end
+  end })
+end
+
+--- Runs all choices of a request in one batch.
+-- @param specs list     { turn =, options = } each; gets task and result
+-- @param sink function  (spec, text, info) for each piece; may wait
+-- @param over function|nil  (spec) when a choice is complete; may wait
+function generate.run(call, specs, sink, over)
+  local running = {}
+  local guard <close> = guard_of(running)             -- luacheck: ignore 211
+  for i, spec in ipairs(specs) do
+    local co = coroutine.create(function() return run_choice(call, spec, sink, over) end)
+    task.crewed[co] = true
+    running[i] = co
+  end
+  while resume_all(running) > 0 do call.pause() end
+end
+
+--- Choices that differ in their seeds only: the first one has the seed of the request, the others those that follow.
+-- @return list of specs, seed
+function generate.specs(turns, o, n)
+  local specs, seed = {}, o.seed or sampling.draw_seed() >> 1
+  for _, turn in ipairs(turns) do
+    for i = 1, n or 1 do
+      local own = sampling.merge({ seed = seed + (i - 1) }, o)
+      own.seed = seed + (i - 1)
+      specs[#specs + 1] = { turn = turn, options = own, index = #specs }
+    end
+  end
+  return specs, seed
+end
+
+local finishes = { stop = "stop", length = "length", tool = "tool_calls" }
+
+--- A finish in OpenAI's words; one that was cancelled from inside is an error.
+function generate.finish(result)
+  local word = finishes[result.finish]
+  if not word then wire.refuse(503, "the request was cancelled", nil, "cancelled") end
+  return word
+end
+
+--- What it cost, of all choices: prompts that several share count once.
+function generate.usage(specs, per_prompt, n_think)
+  local prompt, cached, completion, accepted, drafted = 0, 0, 0, 0, 0
+  for i, spec in ipairs(specs) do
+    local u = spec.result and spec.result.usage or spec.task.usage
+    if (i - 1) % per_prompt == 0 then prompt, cached = prompt + u.prompt, cached + u.cached end
+    completion, accepted, drafted = completion + u.completion, accepted + u.accepted, drafted + u.drafted
+  end
+  return { prompt_tokens = prompt, completion_tokens = completion, total_tokens = prompt + completion,
+           prompt_tokens_details = { cached_tokens = cached },
+           completion_tokens_details = { reasoning_tokens = n_think or 0, accepted_prediction_tokens = accepted,
+                                         rejected_prediction_tokens = drafted - accepted } }
+end
+
+return generate
