@@ -18,6 +18,7 @@ local odd = {
   "a trace opens as a tree over time and is searched by kind and words",
   "a key is asked for, used, and kept for this tab only",
   "no view scrolls sideways, is pale or has a nameless control: narrow and wide, by day and by night",
+  "a server that has gone is said to be gone",
   "nothing is asked of another host, and no script fails",
 }
 local real = {

@@ -18,7 +18,7 @@ function script(messages) {
   if (asked.includes("broken")) return { think: "It goes well so far", breakAfter: 3, content: "never seen" };
   if (asked.includes("refused")) return { status: 400, error: { message: "max_tokens must be 0 or more, got -1", hint: "leave it out", type: "invalid_request_error" } };
   if (asked.includes("nasty")) return { think: nasty, content: nasty + "\n\n```html\n" + nasty + "\n```" };
-  if (asked.includes("slow")) return { think: "One moment. ".repeat(400), content: "done", slow: 30 };
+  if (asked.includes("slow")) return { think: "One moment. ".repeat(2000), content: "done", slow: 2 };
   if (asked.includes("rich")) {
     return { think: "A list, a fence, a box.", content: "# Steps\n\n- first `a`\n- then **b**\n\n```lua\nlocal x = 1 < 2\n```\n\n1. one\n2. two\n\n> said\n\n\\boxed{42}" };
   }

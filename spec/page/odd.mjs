@@ -50,6 +50,14 @@ export async function odd(browser, shots) {
     await page.waitForFunction(() => document.querySelector(".live")?.textContent.includes("One moment."));
     expect(await page.locator(".think.on").count(), "thinking is not shown while it goes on");
     await page.screenshot({ path: `${shots}/streaming.png` });
+    await page.locator(".think summary").last().click();
+    await page.waitForFunction(() => { const s = document.querySelector("#chat-scroll"); return s.scrollHeight > s.clientHeight + 200; });
+    expect(await page.evaluate(() => { const s = document.querySelector("#chat-scroll"); return s.scrollHeight - s.scrollTop - s.clientHeight < 5; }), "the end is not followed");
+    await page.evaluate(() => { document.querySelector("#chat-scroll").scrollTop = 0; });
+    await page.waitForSelector("#latest:not([hidden])");
+    await page.waitForTimeout(150);
+    same(await page.evaluate(() => document.querySelector("#chat-scroll").scrollTop), 0, "a reader is dragged away");
+    await page.click("#latest");
     same(await page.textContent("#send"), "Stop", "the button");
     await page.keyboard.press("Escape");
     await settled(page);
@@ -61,7 +69,7 @@ export async function odd(browser, shots) {
 
   await behaves("the last message can be edited, and a reply asked for again with a seed of its own", async () => {
     await ask(page, "What is 17 + 25?");
-    await page.locator(".user").last().locator("text=Edit").click();
+    await page.press("#prompt", "ArrowUp");
     await page.fill(".edit", "What is 1 + 1?");
     await page.press(".edit", "Enter");
     await settled(page);
@@ -104,7 +112,15 @@ export async function odd(browser, shots) {
     await page.locator(".as-json summary").click();
     await page.fill("#tools", "[{");
     expect((await page.textContent("#tools-error")).length > 5, "no word about it");
+    const before = completions(mock).length;
+    await page.fill("#prompt", "What is 17 + 25?");
+    await page.press("#prompt", "Enter");
     await page.fill("#tools", "");
+    await page.fill("#s-temperature", "7");
+    await page.press("#prompt", "Enter");
+    same(completions(mock).length, before, "requests with settings that are wrong");
+    await page.fill("#s-temperature", "0.25");
+    await page.fill("#prompt", "");
     await page.fill("#system", "");
     await page.reload();
     same(await page.inputValue("#s-temperature"), "0.25", "kept for the tab");
@@ -192,9 +208,15 @@ export async function odd(browser, shots) {
     await context.close();
   });
 
+  await behaves("a server that has gone is said to be gone", async () => {
+    await page.click('nav a[href="#chat"]');
+    mock.close();
+    const text = await (await ask(page, "Are you there?")).locator(".trouble").textContent();
+    expect(text.includes("can't be reached"), text);
+  });
+
   await behaves("nothing is asked of another host, and no script fails", async () => {
     same(foreign, [], "requests elsewhere");
     same(said.filter((text) => !text.startsWith("Failed to load resource")), [], "the console");
   });
-  mock.close();
 }

@@ -59,6 +59,10 @@ export class Chat {
         event.preventDefault();
         if (!this.abort) this.send(this.prompt.value);
       }
+      if (event.key === "ArrowUp" && !this.prompt.value) {
+        const edit = this.log.querySelector(".user .edit-last");
+        if (edit) { event.preventDefault(); edit.click(); }
+      }
     });
     byId("new-chat").addEventListener("click", () => this.clear());
     byId("latest").addEventListener("click", () => { this.sticky = true; this.follow(); this.prompt.focus(); });
@@ -103,7 +107,7 @@ export class Chat {
 
   send(text) {
     text = text.trim();
-    if (!text || this.abort) return;
+    if (!text || this.abort || !this.settings.check()) return;
     this.turns.push({ role: "user", content: text });
     this.prompt.value = "";
     grow(this.prompt);
@@ -181,7 +185,7 @@ export class Chat {
   userView(turn, last) {
     const node = el("article", { class: "turn user", "aria-label": "You" }, el("div", { class: "said", text: turn.content }));
     const actions = el("footer", { class: "facts" }, copyButton(() => turn.content));
-    if (last) actions.prepend(el("button", { class: "link", type: "button", text: "Edit", on: { click: () => this.edit(turn, node) } }));
+    if (last) actions.prepend(el("button", { class: "link edit-last", type: "button", text: "Edit", on: { click: () => this.edit(turn, node) } }));
     node.append(actions);
     return { turn, node };
   }

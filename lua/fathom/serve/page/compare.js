@@ -64,6 +64,7 @@ export class Compare {
   async run() {
     const question = this.question.value.trim();
     if (!question) { this.question.focus(); return; }
+    if (!this.settings.check()) return;
     const { system, options } = this.settings.read();
     this.asked = { question, system };
     this.empty.hidden = true;

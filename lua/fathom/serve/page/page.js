@@ -41,6 +41,7 @@ byId("skip").addEventListener("click", () => byId("main").focus());
 
 // ---- the drawer ------------------------------------------------------------------------------------------------
 
+settings.onWrong = () => showSettings(true);
 let wanted = true;   // beside a wide page the drawer stands open until somebody closes it
 
 function showSettings(open) {

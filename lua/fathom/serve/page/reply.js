@@ -1,6 +1,7 @@
 // reply.js - one reply on the screen: thoughts, answer, tool calls, errors, and what it took.
 import { el, Markdown, count, duration, plural } from "/dom.js";
 
+const TAIL = 90;            // characters of a long thought that are shown while it grows
 const lastLine = (text) => text.trimEnd().split("\n").pop() ?? "";
 
 function prettyArguments(text) {
@@ -82,7 +83,8 @@ export class ReplyView {
     const thinking = reply.busy && !reply.content && !reply.calls.length;
     this.think.classList.toggle("on", Boolean(thinking));
     this.thinkLabel.textContent = thinking ? "Thinking" : "Thoughts";
-    this.live.textContent = lastLine(text);
+    const line = lastLine(text);
+    this.live.textContent = thinking && line.length > TAIL ? "…" + line.slice(-TAIL) : line;
     if (this.thinkText.data !== text) {
       // appending keeps a selection that somebody has made
       if (text.startsWith(this.thinkText.data)) this.thinkText.appendData(text.slice(this.thinkText.length));

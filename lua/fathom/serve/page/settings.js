@@ -143,11 +143,20 @@ export class Settings {
     this.changed();
   }
 
+  /** Whether everything can be sent; if not, shows where it can't. */
+  check() {
+    const wrong = [...this.rows.values()].map((row) => row.input).find((input) => !input.validity.valid) ?? (this.toolsError.textContent && this.tools);
+    if (!wrong) return true;
+    this.onWrong?.();
+    if (wrong.reportValidity()) wrong.focus();
+    return false;
+  }
+
   /** What a request carries: { system, options, tools }. The seed is drawn here when none is given. */
   read() {
     const options = {};
     for (const [name, { input }] of this.rows) {
-      if (input.value !== "" && input.validity.valid) options[name] = Number(input.value);
+      if (input.value !== "") options[name] = Number(input.value);
     }
     options.seed ??= drawSeed();
     if (!this.think.checked) options.think = false;
