@@ -50,7 +50,7 @@ async function talk(browser, url, shots) {
     await set({ temperature: 1 });
     await page.click("#new-chat");
     const texts = [];
-    for (const seed of [11, 11, 12, 13, 14]) {
+    for (const seed of [11, 11, 12, 13]) {
       await set({ seed });
       await ask(page, countdown);
       texts.push(await page.locator(".reply").last().locator(".thoughts").textContent());
@@ -88,7 +88,7 @@ async function talk(browser, url, shots) {
     same(await running(), 0, "requests that run");
   });
 
-  await behaves("several answers are judged by the model, and the votes are shown", async () => {
+  if (!process.env.FATHOM_NO_JUDGE) await behaves("several answers are judged by the model, and the votes are shown", async () => {
     await page.click("text=Defaults");
     await set({ temperature: 1, seed: 3 });
     await page.click('nav a[href="#compare"]');

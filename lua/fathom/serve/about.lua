@@ -11,8 +11,10 @@ local check = fields.check
 
 -- ---- models -------------------------------------------------------------------------------------------------------
 
+-- defaults: the sampling of a request that says nothing; the page shows them
 local function model_value(server)
-  return { id = server.name, object = "model", created = server.created, owned_by = "fathom", max_model_len = server:context() }
+  return { id = server.name, object = "model", created = server.created, owned_by = "fathom", max_model_len = server:context(),
+           defaults = server.model.engine.defaults }
 end
 
 --- GET /v1/models

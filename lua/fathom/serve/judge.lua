@@ -40,8 +40,20 @@ local function votes_of(result)
   return out
 end
 
+-- For each two answers how the votes went: { first =, second =, counts = { a =, b =, tie = }, winner =, agreement =, flip_rate = }.
+local function matches_of(result)
+  if not result.matches then return nil end
+  local out = json.array {}
+  for i, m in ipairs(result.matches) do
+    out[i] = { first = m.first, second = m.second, counts = json.object(m.counts), winner = m.winner, agreement = m.agreement,
+               flip_rate = m.flip_rate }
+  end
+  return out
+end
+
 --- Judges { question =, answers = { ... }, votes =, rubric =, mode =, orders = } as judge:rank does ("score" unless mode says
--- otherwise): { winner =, order = (both count answers from 1), scores =, votes =, agreement =, flip_rate = }.
+-- otherwise): { winner =, order = (both count answers from 1), scores =, votes = or (of pairs) matches =,
+-- agreement =, flip_rate =, abstention = }.
 function judge.handle(call)
   local f = fields.read(call:json_body(), known)
   fields.check_model(call.server, f.model)
@@ -51,7 +63,8 @@ function judge.handle(call)
   local j = judge_of(call, f)
   local r = generate.must(j.rank, j, f.question, f.answers)
   call:json { object = "judgement", winner = r.winner, order = json.array(r.order or {}), scores = json.array(r.scores or {}),
-              votes = votes_of(r), agreement = r.agreement, flip_rate = r.flip_rate, usage = r.usage }
+              votes = votes_of(r), matches = matches_of(r), agreement = r.agreement, flip_rate = r.flip_rate, abstention = r.abstention,
+              usage = r.usage }
 end
 
 return judge
