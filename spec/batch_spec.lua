@@ -92,9 +92,7 @@ describe("the same seed gives the same ids", function()
   it("though it is set back to waiting because pages run out", function()
     for _, prefix_cache in ipairs { true, false } do
       local model <close> = load { seqs = 16, ctx = 320, cache_bytes = 9 * PAGE_BYTES, prefix_cache = prefix_cache }
-      local o = { options = { mtp = 1 } }
-      assert.same(want, (all_at_once(model, o)))
-      o.options.max_tokens = 100
+      local o = { options = { mtp = 1, max_tokens = 60 } }
       local first = all_at_once(model, o)
       assert.is_true(model:stats().set_back > 0)
       local roomy <close> = load { seqs = 4, ctx = 320 }
@@ -262,7 +260,7 @@ describe("in the middle", function()
       sessions[i] = assert(model:session())
       tasks[i] = sessions[i]:ask(text(3 * i), options(i))
     end
-    for i = 1, 60 do
+    for i = 1, ASAN and 7 or 28 do
       for _ = 1, i % 7 do model:step { ms = 0 } end     -- also between a pass and what is lined up behind it
       local got <close> = assert(model:logits(ids, { last = true }))
       assert.equal(want:bytes(), got:bytes())

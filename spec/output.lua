@@ -4,6 +4,7 @@ return function(options)
   local handler = require "busted.outputHandlers.base"()
   local passed, failed, skipped = 0, 0, 0
   local began = {}
+  io.stdout:setvbuf "line"
 
   function handler.fileStart(file)
     began[file.name] = os.clock()
