@@ -118,15 +118,18 @@ end
 
 --- Called by the engine after a step: takes what was sampled, notices the end.
 function methods:drain()
+  local took = false
   while true do
     local token = self.core:next()
     if not token then break end
+    took = true
     self.engine.moves = self.engine.moves + 1
     take_pieces(self, self.reply:take(token))
   end
   local state = self.core:state()
   if state == "running" then
-    self.usage = self.core:usage()
+    -- behind the first token it changes with tokens only: with hundreds of tasks the asking would be felt
+    if took or self.usage.completion == 0 then self.usage = self.core:usage() end
   elseif state == "failed" then
     self:fail(self.core:error())
   else

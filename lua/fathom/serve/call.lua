@@ -32,7 +32,8 @@ end
 -- ---- waiting ----------------------------------------------------------------------------------------------------
 
 --- Lets the others have their turn.
-function methods.pause() coroutine.yield() end
+-- @param ready function|nil  says whether there is anything to go on with: until then it is not resumed
+function methods.pause(ready) coroutine.yield(ready) end
 
 -- ---- answering ----------------------------------------------------------------------------------------------------
 

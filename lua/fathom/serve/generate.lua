@@ -36,13 +36,25 @@ local function run_choice(call, spec, sink, over)
   if over then over(spec) end
 end
 
+-- Whether it is worth resuming a choice: what it waits for has moved, or nobody knows what that is.
+local function has_news(r)
+  local t = r.waits_for
+  return not t or t.done or not t.queue or #t.queue ~= r.seen
+end
+
+local function resume(r)
+  local ok, handle = coroutine.resume(r.co)
+  if not ok then error(handle, 0) end
+  r.waits_for = type(handle) == "table" and handle.task or nil
+  r.seen = r.waits_for and r.waits_for.queue and #r.waits_for.queue
+end
+
 local function resume_all(running)
   local left = 0
-  for _, co in ipairs(running) do
-    if coroutine.status(co) == "suspended" then
-      local ok, err = coroutine.resume(co)
-      if not ok then error(err, 0) end
-      if coroutine.status(co) ~= "dead" then left = left + 1 end
+  for _, r in ipairs(running) do
+    if coroutine.status(r.co) == "suspended" then
+      if has_news(r) then resume(r) end
+      if coroutine.status(r.co) ~= "dead" then left = left + 1 end
     end
   end
   return left
@@ -51,7 +63,7 @@ end
 -- Closes what still runs when the request ends early: its client has gone, or another choice failed.
 local function guard_of(running)
   return setmetatable({}, { __close = function()
-    for _, co in ipairs(running) do coroutine.close(co) end
+    for _, r in ipairs(running) do coroutine.close(r.co) end
   end })
 end
 
@@ -65,9 +77,14 @@ function generate.run(call, specs, sink, over)
   for i, spec in ipairs(specs) do
     local co = coroutine.create(function() return run_choice(call, spec, sink, over) end)
     task.crewed[co] = true
-    running[i] = co
+    running[i] = { co = co }
   end
-  while resume_all(running) > 0 do call.pause() end
+  local function any_news()
+    for _, r in ipairs(running) do
+      if coroutine.status(r.co) ~= "dead" and has_news(r) then return true end
+    end
+  end
+  while resume_all(running) > 0 do call.pause(any_news) end
 end
 
 --- Choices that differ in their seeds only: the first one has the seed of the request, the others those that follow.

@@ -17,7 +17,7 @@ local is = options.is
 local mt
 
 -- How long the model works before clients have their turn, and how long a server without work sleeps, in ms.
-local SLICE_MS, NAP_MS = 10, 100
+local SLICE_MS, NAP_MS = 20, 100
 local DRAIN_MS = 10000
 
 -- ---- what handlers ask ----------------------------------------------------------------------------------------------
@@ -69,7 +69,9 @@ local function advance(self, job)
     c.status = not job.answered and 499 or c.status
     return finish(self, job)
   end
+  if job.ready and not job.ready() then return true end
   local ok, e = coroutine.resume(job.co, c)
+  job.ready = ok and type(e) == "function" and e or nil
   if not ok then
     coroutine.close(job.co)
     c:refuse(refusal_of(self, e))
