@@ -99,3 +99,35 @@ describe("the server", function()
     assert.matches("178377", r.json.choices[1].message.content)
   end)
 end)
+
+describe("the official client of OpenAI", function()
+  local node = require "spec.node"
+  local report, why
+
+  lazy_setup(function()
+    local ok
+    ok, why = node.has "openai"
+    if not ok then return end
+    local lua = os.getenv "LUA" or "lua5.4"
+    local command = "echo $$; FATHOM_KEY=secret-key exec %s lua/bin/fathom serve --device cpu --port 0 --quiet 2>&1"
+    local pipe = assert(io.popen(command:format(lua)))
+    local pid = pipe:read "l"
+    local url = (pipe:read "l" or ""):match "^(http://%S+)"
+    report = "\n" .. (url and select(2, node.run("spec/openai/test.mjs", { FATHOM_URL = url, FATHOM_KEY = "secret-key" })) or "no server")
+    os.execute("kill -TERM " .. pid)
+    pipe:close()
+  end)
+
+  for _, sentence in ipairs {
+    "answers a chat with thoughts and usage", "gives several choices, each again by its seed",
+    "streams, and the pieces make the whole", "feeds the client's own stream helper", "runs tools to the end",
+    "takes a turn with a tool's result", "forces the call of a tool", "keeps to a JSON schema", "answers with a JSON object",
+    "tells log-probabilities", "continues texts", "embeds texts, as numbers and as bytes", "lists its models",
+    "refuses in the client's own classes of errors", "stops when the client turns away",
+  } do
+    it(sentence, function()
+      if why then pending(why) return end
+      assert(report:find("\nok - " .. sentence, 1, true), report)
+    end)
+  end
+end)

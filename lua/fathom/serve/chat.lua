@@ -2,6 +2,7 @@
 
 local json = require "fathom.json"
 local fields = require "fathom.serve.fields"
+local forced = require "fathom.serve.forced"
 local generate = require "fathom.serve.generate"
 local logprobs = require "fathom.serve.logprobs"
 local messages = require "fathom.serve.messages"
@@ -38,21 +39,13 @@ local function wants_thoughts(f)
   if f.reasoning_effort then return f.reasoning_effort == "on" end
 end
 
-local function apply_tools(f, o)
-  local choice = f.tool_choice
-  if choice ~= nil and choice ~= "none" and choice ~= "auto" then
-    wire.refuse(400, "tool_choice may be \"auto\" or \"none\": a call cannot be forced", "tool_choice", "unsupported_value")
-  end
-  if choice ~= "none" then o.tools = f.tools end
-end
-
 local function read(server, body)
   local f = fields.read(body, known)
   fields.check_model(server, f.model)
   if not f.messages then wire.refuse(400, "messages are missing", "messages", "missing_required_parameter") end
   local o = fields.options(server, f)
   o.schema, o.think, o.template = f.response_format, wants_thoughts(f), f.template
-  apply_tools(f, o)
+  if f.tool_choice ~= "none" then o.tools = f.tools end
   if f.top_logprobs and not f.logprobs then wire.refuse(400, "top_logprobs goes with logprobs", "top_logprobs") end
   if f.logprobs then o.logprobs = f.top_logprobs or 0 end
   return f, o
@@ -65,7 +58,7 @@ local function is_mark(text, info) return info.channel == "think" and text ~= ""
 
 -- Sorts what a piece brings into its choice; returns the deltas it makes.
 local function take(server, spec, text, info)
-  local channel = info.channel == "think" and "reasoning_content" or info.channel == "answer" and "content" or nil
+  local channel = info.channel == "think" and "reasoning_content" or info.channel == "answer" and not spec.name and "content" or nil
   if info.channel == "think" then spec.n_think = (spec.n_think or 0) + #info.ids end
   if not channel then return nil end
   spec.trim = spec.trim or { content = wire.trimmer(), reasoning_content = wire.trimmer() }
@@ -173,7 +166,8 @@ end
 --- Answers a chat request.
 function chat.handle(call)
   local f, o = read(call.server, call:json_body())
-  local specs = generate.specs({ f.messages }, o, f.n)
+  local specs, names = generate.specs({ f.messages }, o, f.n), forced.names(f)
+  for _, spec in ipairs(names and specs or {}) do spec.aim, spec.dress = forced.aim(f, names), forced.result end
   if f.stream then return streamed(call, specs, f.stream_options and f.stream_options.include_usage) end
   return whole(call, specs)
 end

@@ -23,15 +23,16 @@ end
 -- Runs one choice; its task and its session end with it, however it ends.
 local function run_choice(call, spec, sink, over)
   local server, metrics = call.server, call.server.metrics
+  local counted <close> = metrics:choice(call)
+  if spec.aim then spec.aim(call, spec) end
   local session <close> = generate.must(server.model.session, server.model)
   local t = generate.must(session.ask, session, spec.turn, spec.options)
   spec.task = t
-  local counted <close> = metrics:choice(call)
   for text, info in t:pieces() do
     counted:tokens(#info.ids)
     sink(spec, text, info)
   end
-  spec.result = t.result
+  spec.result = spec.dress and spec.dress(call, spec, t.result) or t.result
   metrics:usage(t.result.usage)
   if over then over(spec) end
 end
@@ -68,7 +69,7 @@ local function guard_of(running)
 end
 
 --- Runs all choices of a request in one batch.
--- @param specs list     { turn =, options = } each; gets task and result
+-- @param specs list     { turn =, options = } each; gets task and result. aim(call, spec) may prepare one, dress its result
 -- @param sink function  (spec, text, info) for each piece; may wait
 -- @param over function|nil  (spec) when a choice is complete; may wait
 function generate.run(call, specs, sink, over)
