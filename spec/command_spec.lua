@@ -23,7 +23,7 @@ describe("the command", function()
   it("explains itself", function()
     local out, _, status = run "help"
     assert.equal(0, status)
-    for _, name in ipairs { "chat", "generate", "plan", "bench" } do assert.matches(name, out) end
+    for _, name in ipairs { "chat", "generate", "eval", "plan", "bench" } do assert.matches(name, out) end
     out, _, status = run "help generate"
     assert.equal(0, status)
     assert.matches("%-%-temperature", out)
@@ -54,6 +54,39 @@ describe("the command", function()
     out, _, status = run "generate --raw --temperature 0 --max-tokens 5 'Once upon a time'"
     assert.equal(0, status)
     assert.is_true(#out > 0)
+  end)
+
+  it("evaluates on a test set or a file of cases, and compares with a report of before", function()
+    local out, err, status = run "eval"
+    assert.equal(0, status)
+    for _, name in ipairs { "gsm8k", "bfcl", "pandalm" } do assert.matches(name, out) end
+    local report = os.tmpname()
+    local words = ("eval arithmetic --data spec/data/eval --temperature 0 --cases 2 --max-tokens 40 --report %s.json"):format(report)
+    out, err, status = run(words)
+    assert.equal(0, status, err)
+    assert.matches("Arithmetic: 2 cases, 2 samples, 0 errors", out)
+    out, err, status = run(words .. " --against " .. report .. ".json --json")
+    assert.equal(0, status, err)
+    assert.equal(2, assert(json.decode(out:match "^[^\n]*")).cases)
+    assert.matches("better 0, worse 0, same 2", out)
+    local cases = io.open(report, "wb")
+    cases:write '{"question": "What is 17 + 25?", "answer": 42}\n'
+    cases:close()
+    os.rename(report, report .. ".jsonl")
+    out, err, status = run("eval " .. report .. ".jsonl --temperature 0")
+    assert.equal(0, status, err)
+    assert.matches("accuracy +100.0 %%", out)
+    os.remove(report .. ".jsonl")
+    os.remove(report .. ".json")
+    for call, why in pairs { ["eval gsm8x --data x"] = "did you mean 'gsm8k'", ["eval gsm8k"] = "wants %-%-data",
+                             ["eval gsm8k a b --data x"] = "one DIR" } do
+      _, err, status = run(call)
+      assert.equal(2, status)
+      assert.matches(why, err)
+    end
+    _, err, status = run "eval gsm8k --data /no/such/folder"
+    assert.equal(1, status)
+    assert.matches("no test.jsonl", err)
   end)
 
   it("chats from a pipe", function()
@@ -94,7 +127,7 @@ describe("the command", function()
   it("ends with 2 when the call was wrong", function()
     for words, pattern in pairs {
       [""] = "usage", ["genrate x"] = "did you mean 'generate'",
-      ["eval"] = "not yet", ["train"] = "not yet", ["convert"] = "not yet",
+      ["train"] = "not yet", ["convert"] = "not yet",
       ["generate x --tempreature 1"] = "did you mean %-%-temperature", ["generate x --temperature hot"] = "must be a number",
       ["generate x --temperature -1"] = "must be a number of 0 or more", ["generate x --seed"] = "wants a value",
       ["generate a b c"] = "quotes", ["help nothing"] = "no command", ["plan a b"] = "one DIR",
