@@ -110,6 +110,10 @@ describe("the body of a request", function()
     assert.same({ "function", "add", "adds", "integer" }, { b.tools[1].type, b.tools[1]["function"].name,
                 b.tools[1]["function"].description, b.tools[1]["function"].parameters.properties.a.type })
     assert.is_nil(b.mtp or b.priority)
+    b = body({ messages = hi }, { max_tokens = 5, grammar = "g", repeat_penalty = 2 }, { model = "m", n = 1,
+             fields = { max_tokens = "max_completion_tokens", grammar = "ebnf", repeat_penalty = "rp", min_p = "mp" } })
+    assert.same({ 5, "g", 2 }, { b.max_completion_tokens, b.ebnf, b.rp })
+    assert.is_nil(b.max_tokens or b.repetition_penalty or b.mp)
     assert.equal("json_object", body({ messages = hi }, { schema = {} }).response_format.type)
   end)
 
@@ -458,7 +462,8 @@ describe("a remote", function()
     raises("did you mean 'idle'", function() fathom.remote { url = "http://x", timeout = { idel = 1 } } end)
     local r <close> = connect "plain"
     raises("did you mean 'temperature'", function() r:generate(hi, { temperatur = 1 }) end)
-    fails("unsupported", "no option 'grammar'.*extra", r:generate(hi, { grammar = "root ::= x" }))
+    raises("from options to names", function() fathom.remote { url = "http://x", fields = { overflow = "x" } } end)
+    fails("unsupported", "no option 'grammar'.*fields", r:generate(hi, { grammar = "root ::= x" }))
     fails("unsupported", "'overflow'", r:generate(hi, { overflow = "shift" }))
     assert(r:generate(hi, { mtp = false, priority = 1, overflow = "error" }))
   end)

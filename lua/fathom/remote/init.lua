@@ -22,7 +22,7 @@ local private = setmetatable({}, { __mode = "k" })
 
 local known = {
   url = is.string, key = is.string, model = is.string, price = is.table, timeout = is.one_of(is.at_least(0.001), is.table),
-  retries = is.count(0, 100), headers = is.table, concurrency = is.count(1), stream = is.boolean, extra = is.table,
+  retries = is.count(0, 100), headers = is.table, concurrency = is.count(1), stream = is.boolean, extra = is.table, fields = request.fields,
   inline_think = is.boolean, split_n = is.boolean, max_bytes = is.count(1), proxy = is.string, ca = is.path,
   patience = is.at_least(0),
 }
@@ -97,7 +97,8 @@ end
 
 local function send(self, jobs, prompt, o, n)
   local p = private[self]
-  local path, body = request.body(prompt, o, { model = self.model, stream = self.streams, n = n, extra = self.extra })
+  local path, body = request.body(prompt, o, { model = self.model, stream = self.streams, n = n,
+                                                fields = self.fields, extra = self.extra })
   local wait = self.timeout
   local wire = { url = self.url .. path, body = body, headers = p.headers, connect_ms = ms(wait.connect), idle_ms = ms(wait.idle),
                  total_ms = ms(wait.total), max_size = self.max_bytes, proxy = p.proxy, ca_file = self.ca }
@@ -118,7 +119,7 @@ end
 -- Samples of one call share it: it goes out with the next step.
 local function begin(d, t, prompt)
   local self, group, sample = d.backend, t.how.group, t.how.sample or 0
-  local err = request.obstacle(t.options)
+  local err = request.obstacle(t.options, self.fields)
   if err then return t:fail(err) end
   local shared = group and group.n > 1 and not self.split_n
   if shared and group.call and group.call.state == "queued" then
@@ -187,7 +188,7 @@ end
 --   price        { input =, cached =, output = } of a million tokens: results have usage.cost, stats() the sum
 --   timeout      seconds for a whole request, or { connect = 10, idle = 120, total = none }
 --   retries      3; concurrency: 64 requests at once, more wait here
---   headers      { [name] = value } besides; extra: fields of the request's JSON besides
+--   headers      { [name] = value } besides; extra: fields of the request's JSON besides; fields: { [option] = the server's name }
 --   stream       true; false asks for whole replies. split_n: samples as requests of their own in place of one with n
 --   inline_think the server leaves thoughts in the text, before </think>
 --   max_bytes    64 MiB a reply; proxy, ca: a proxy's address, a file of certificates to trust; patience: 1, a factor for
@@ -209,6 +210,7 @@ function remote.new(opts)
   if o.key then span.secret(o.key) end
   local self = setmetatable({ url = url, host = host, model = o.model, client = client, calls = {}, closed = false,
     timeout = o.timeout, retries = o.retries or 3, concurrency = o.concurrency or 64, streams = o.stream ~= false, extra = o.extra,
+    fields = o.fields,
     inline_think = o.inline_think, split_n = o.split_n, max_bytes = o.max_bytes, ca = o.ca, patience = o.patience or 1,
     counters = { requests = 0, retries = 0, failures = 0, prompt = 0, cached = 0, completion = 0, cost = 0.0 } }, remote.mt)
   private[self] = hidden

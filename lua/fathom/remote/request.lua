@@ -4,26 +4,39 @@
 --   vLLM, SGLang    top_k min_p ignore_eos, repeat_penalty as repetition_penalty, stop_ids as stop_token_ids, think as
 --                   chat_template_kwargs (thinking, enable_thinking)
 --   no effect       mtp priority (they never change what is sampled), overflow = "error" (a server refuses by itself)
---   refused         grammar template keep overflow: no field means the same on two servers; extra = { ... } sends a field as it is
+--   refused         grammar template keep overflow: no field means the same on two servers
+--
+-- fields = { grammar = "guided_grammar", max_tokens = "max_completion_tokens" } names the fields of one server: an option that is
+-- refused otherwise is sent then, and others go by another name. extra = { ... } sends fields besides, as they are.
 
 local fault = require "fathom.fault"
 local json = require "fathom.json"
+local sampling = require "fathom.sampling"
 local schema = require "fathom.schema"
 local tools = require "fathom.chat.tools"
 
 local request = {}
 
-local same_name = { "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "top_k", "min_p",
-                    "ignore_eos" }
+local plain = { "max_tokens", "temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "top_k", "min_p",
+                "ignore_eos" }
 local renamed = { repeat_penalty = "repetition_penalty", stop_ids = "stop_token_ids" }
 local refused = { "grammar", "template", "keep" }
 
+--- Checks fields = { [option] = name at the server }; for options.check.
+function request.fields(v)
+  local ok = type(v) == "table"
+  for name, field in pairs(ok and v or {}) do
+    ok = ok and sampling.known[name] and name ~= "overflow" and type(field) == "string"
+  end
+  return ok, "a table from options to names of the server's fields"
+end
+
 --- Why these options cannot be sent: an err; nil where they can.
-function request.obstacle(o)
+function request.obstacle(o, fields)
   for _, name in ipairs(refused) do
-    if o[name] ~= nil then
+    if o[name] ~= nil and not (fields and fields[name]) then
       return fault.new("unsupported", ("a remote backend takes no option '%s'"):format(name),
-                       "where the server has a field for it, fathom.remote{ extra = { ... } } sends it")
+                       ("where the server has a field for it: fathom.remote{ fields = { %s = \"its name\" } }"):format(name))
     end
   end
   if o.overflow ~= nil and o.overflow ~= "error" then
@@ -94,12 +107,19 @@ local function biases_of(map)
   return out
 end
 
-local function put_options(body, o)
-  for _, name in ipairs(same_name) do body[name] = o[name] end
-  for name, other in pairs(renamed) do body[other] = o[name] end
+local function put_options(body, o, fields)
+  for _, name in ipairs(plain) do body[name] = o[name] end
+  body.repetition_penalty = o.repeat_penalty
   if o.stop then body.stop = type(o.stop) == "string" and json.array { o.stop } or json.array(json.copy(o.stop)) end
   if o.stop_ids then body.stop_token_ids = json.array(json.copy(o.stop_ids)) end
   if o.logit_bias then body.logit_bias = biases_of(o.logit_bias) end
+  for name, field in pairs(fields or {}) do
+    local usual = renamed[name] or name
+    local value = body[usual]
+    if value == nil then value = o[name] end
+    body[usual] = nil
+    body[field] = value
+  end
 end
 
 local function chat_body(body, prompt, o)
@@ -121,12 +141,12 @@ end
 --- The body of a request.
 -- @param prompt table  { messages = } or { text = or ids = }
 -- @param o table       checked options with a seed
--- @param how table     model, stream, n, extra
+-- @param how table     model, stream, n, fields, extra
 -- @return path, body (JSON text)
 function request.body(prompt, o, how)
   local body = { model = how.model, stream = how.stream, n = how.n > 1 and how.n or nil }
   if how.stream then body.stream_options = { include_usage = true } end
-  put_options(body, o)
+  put_options(body, o, how.fields)
   local form = prompt.messages and chat_body or text_body
   form(body, prompt, o)
   for name, value in pairs(how.extra or {}) do body[name] = value end
