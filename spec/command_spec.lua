@@ -58,7 +58,7 @@ describe("the command", function()
 
   it("evaluates on a test set or a file of cases, and compares with a report of before", function()
     local out, err, status = run "eval"
-    assert.equal(0, status)
+    assert.equal(0, status, err)
     for _, name in ipairs { "gsm8k", "bfcl", "pandalm" } do assert.matches(name, out) end
     local report = os.tmpname()
     local words = ("eval arithmetic --data spec/data/eval --temperature 0 --cases 2 --max-tokens 40 --report %s.json"):format(report)
@@ -80,11 +80,13 @@ describe("the command", function()
     os.remove(report .. ".json")
     for call, why in pairs { ["eval gsm8x --data x"] = "did you mean 'gsm8k'", ["eval gsm8k"] = "wants %-%-data",
                              ["eval gsm8k a b --data x"] = "one DIR" } do
-      _, err, status = run(call)
+      out, err, status = run(call)
+      assert.equal("", out)
       assert.equal(2, status)
       assert.matches(why, err)
     end
-    _, err, status = run "eval gsm8k --data /no/such/folder"
+    out, err, status = run "eval gsm8k --data /no/such/folder"
+    assert.equal("", out)
     assert.equal(1, status)
     assert.matches("no test.jsonl", err)
   end)

@@ -42,6 +42,20 @@ function note.options(o)
   return json.object(out)
 end
 
+--- What was asked for: the options without those that are as by default, and without a seed that nobody chose. Two requests of
+-- the same messages and asked options mean the same on any backend.
+-- @param o table             as fathom.sampling knows them
+-- @param defaults table|nil  of the backend
+-- @param drawn boolean       nobody chose the seed
+function note.asked(o, defaults, drawn)
+  local out = note.options(o)
+  for name, value in pairs(defaults or {}) do
+    if out[name] == value then out[name] = nil end
+  end
+  if drawn then out.seed = nil end
+  return out
+end
+
 --- Messages without the ids that a session keeps beside them.
 function note.messages(list)
   if not list then return nil end
@@ -59,7 +73,8 @@ end
 function note.open(t)
   if not span.listening() then return nil end
   return span.leaf("generate", { backend = "engine", model = t.engine:digest(), sample = t.how.sample or 0,
-                                 drawn = t.how.drawn or nil, options = note.options(t.options) })
+                                 drawn = t.how.drawn or nil, options = note.options(t.options),
+                                 asked = note.asked(t.options, t.engine.defaults, t.how.drawn) })
 end
 
 --- Says what goes in, once that is known: ids, which of them were sampled in earlier turns, messages.
