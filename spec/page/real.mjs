@@ -76,7 +76,8 @@ async function talk(browser, url, shots) {
   });
 
   await behaves("Esc ends a long reply on the server, too", async () => {
-    await set({ temperature: 2, max_tokens: 1500 });
+    // the small model is brief: here it may not end by itself
+    await page.route("**/v1/chat/completions", (route) => route.continue({ postData: { ...route.request().postDataJSON(), max_tokens: 1500, ignore_eos: true } }));
     await page.fill("#prompt", "Tell me a story about a fox.");
     await page.press("#prompt", "Enter");
     await page.waitForFunction(() => [...document.querySelectorAll(".reply")].at(-1).textContent.length > 40);
@@ -86,6 +87,7 @@ async function talk(browser, url, shots) {
     const running = async () => Number(/^fathom_requests_running (\d+)/m.exec(await (await page.request.get(`${url}/metrics`)).text())?.[1]);
     for (let i = 0; i < 50 && await running() !== 0; i++) await page.waitForTimeout(20);
     same(await running(), 0, "requests that run");
+    await page.unroute("**/v1/chat/completions");
   });
 
   if (!process.env.FATHOM_NO_JUDGE) await behaves("several answers are judged by the model, and the votes are shown", async () => {

@@ -21,6 +21,7 @@ export class Compare {
     const [howMany, pickMany] = choose("how-many", "Answers", [2, 3, 4, 6, 8], 4);
     const [mode, pickMode] = choose("mode", "Judge by", ["pair", "score"], "pair", { pair: "pairs", score: "scores" });
     const [votes, pickVotes] = choose("votes", "Votes", [1, 2, 4, 8, 16, 32], 4);
+    pickVotes.title = "for each answer, or for each pair in each order";
     Object.assign(this, { howMany, votes, mode });
     this.rubric = el("input", { type: "text", id: "rubric", placeholder: "The model's own", autocomplete: "off" });
     this.go = el("button", { class: "solid", type: "submit", text: "Compare" });
@@ -45,7 +46,8 @@ export class Compare {
         if (!this.abort) this.run();
       }
     });
-    this.question.addEventListener("input", () => grow(this.question));
+    for (const event of ["input", "focus"]) this.question.addEventListener(event, () => grow(this.question));
+    addEventListener("resize", () => grow(this.question));
   }
 
   /** Puts a question into the field; nothing is asked yet. */

@@ -33,8 +33,7 @@ function route() {
   document.title = `${view[0].toUpperCase()}${view.slice(1)} · fathom`;
   if (view === "chat") { chat.follow(); if (wide.matches) byId("prompt").focus(); }
   if (view === "traces") traces.open(rest);
-  byId("settings-button").hidden = view === "traces";
-  showSettings(view !== "traces" && wide.matches && wanted);
+  placeSettings();
 }
 addEventListener("hashchange", route);
 byId("skip").addEventListener("click", () => byId("main").focus());
@@ -42,20 +41,27 @@ byId("skip").addEventListener("click", () => byId("main").focus());
 // ---- the drawer ------------------------------------------------------------------------------------------------
 
 settings.onWrong = () => showSettings(true);
-let wanted = true;   // beside a wide page the drawer stands open until somebody closes it
+let wanted = true;
 
 function showSettings(open) {
   byId("settings").hidden = !open;
   byId("settings-button").setAttribute("aria-expanded", String(open));
   document.body.classList.toggle("with-settings", open);
 }
+// beside a wide page the drawer stands open until somebody closes it; traces have nothing to set
+function placeSettings() {
+  const useful = here().view !== "traces";
+  byId("settings-button").hidden = !useful;
+  showSettings(useful && wide.matches && wanted);
+}
+
 byId("settings-button").addEventListener("click", () => {
   const open = wanted = byId("settings").hidden;
   showSettings(open);
   if (open && !wide.matches) byId("settings-close").focus();
 });
 byId("settings-close").addEventListener("click", () => { wanted = false; showSettings(false); byId("settings-button").focus(); });
-wide.addEventListener("change", route);
+wide.addEventListener("change", placeSettings);
 
 addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || byId("key-dialog").open) return;
