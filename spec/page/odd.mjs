@@ -136,6 +136,7 @@ export async function odd(browser, shots) {
     await page.press("#question", "Enter");
     await page.waitForSelector(".figures");
     same(completions(mock).slice(-3).map((r) => r.body.seed).sort(), [700, 701, 702], "seeds");
+    same(mock.seen.at(-1).body, { question: "What is 17 + 25?", answers: Array(3).fill("17 + 25 = 42\n\\boxed{42}"), votes: 4, mode: "pair", seed: 700 }, "what the judge is asked");
     same(await page.textContent(".verdict > p"), "C is best", "the verdict");
     same(await page.locator(".figures dd").allTextContents(), ["81 %", "4 %"], "agreement and flip rate");
     same(await page.locator(".sample.best h3").allTextContents(), ["C"], "marked");

@@ -146,7 +146,7 @@ export class Compare {
     this.say(`Voting on ${plural(judged.length, "answer")}`, true);
     try {
       const body = { question: this.asked.question, answers: judged.map((s) => s.reply.content.trim()),
-        votes: Number(this.votes.value), mode: this.mode.value };
+        votes: Number(this.votes.value), mode: this.mode.value, seed: this.samples[0].reply.seed };
       if (this.rubric.value.trim()) body.rubric = this.rubric.value.trim();
       this.drawVerdict(judged, await postJson("/v1/judge", body, signal));
     } catch (error) {

@@ -60,7 +60,7 @@ export function bytes(n) {
   return n < 1e6 ? `${(n / 1000).toFixed(1)} kB` : `${(n / 1e6).toFixed(1)} MB`;
 }
 
-// ---- markdown: paragraphs, fences, lists, headings, quotes; inside a line code, bold and \boxed{} ----------
+// ---- markdown: paragraphs, fences, lists, headings, quotes; inside a line code, bold, \boxed{} and <answer> --
 
 const starts = [
   { kind: "heading", is: /^(#{1,4})\s+(.*)$/ },
@@ -97,11 +97,11 @@ export function blocks(text) {
 function inline(text) {
   const nodes = [];
   let from = 0;
-  for (const m of text.matchAll(/`([^`\n]+)`|\*\*(\S(?:[^*\n]*\S)?)\*\*|\\boxed\{([^{}\n]*)\}/g)) {
+  for (const m of text.matchAll(/`([^`\n]+)`|\*\*(\S(?:[^*\n]*\S)?)\*\*|\\boxed\{([^{}\n]*)\}|<answer>([^<>\n]*)<\/answer>/g)) {
     nodes.push(text.slice(from, m.index));
     if (m[1] !== undefined) nodes.push(el("code", { text: m[1] }));
     else if (m[2] !== undefined) nodes.push(el("strong", { text: m[2] }));
-    else nodes.push(el("span", { class: "boxed", text: m[3], title: m[0] }));
+    else nodes.push(el("span", { class: "boxed", text: m[3] ?? m[4].trim(), title: m[0] }));
     from = m.index + m[0].length;
   }
   nodes.push(text.slice(from));
