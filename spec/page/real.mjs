@@ -4,7 +4,7 @@ import { mkdirSync, rmSync } from "node:fs";
 import { ask, behaves, expect, inAllSizes, open, same, settled, sideways } from "./browser.mjs";
 
 /** Starts spec/page/server.lua; gives { url, close() }. */
-async function start(shots) {
+export async function start(shots) {
   const folder = `${shots}/traces`;
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder, { recursive: true });
@@ -90,7 +90,7 @@ async function talk(browser, url, shots) {
     await page.unroute("**/v1/chat/completions");
   });
 
-  if (!process.env.FATHOM_NO_JUDGE) await behaves("several answers are judged by the model, and the votes are shown", async () => {
+  await behaves("several answers are judged by the model, and the votes are shown", async () => {
     await page.click("text=Defaults");
     await set({ temperature: 1, seed: 3 });
     await page.click('nav a[href="#compare"]');
