@@ -1,5 +1,6 @@
 --- remote_spec.lua - a server as a backend, against a scripted server in a process of its own (scripted_server.lua).
 local fathom = require "fathom"
+local helper = require "spec.helper"
 local json = require "fathom.json"
 local request = require "fathom.remote.request"
 local sse = require "fathom.remote.sse"
@@ -10,7 +11,7 @@ local KEY = "sk-very-secret-0123456789"
 
 -- ---- the server -----------------------------------------------------------------------------------------------------
 
-local pipe, base
+local server, base
 
 local function get(path)
   local client = net.client()
@@ -137,6 +138,20 @@ describe("the body of a request", function()
   end)
 end)
 
+describe("without the network library", function()
+  it("the core loads, and fathom.remote says what is missing", function()
+    local folder, remove = helper.folder()
+    assert(os.execute(("ln -s \"$PWD/%s/fathom.so\" %s/fathom.so"):format(helper.build, folder)))
+    local out = helper.script(("LUA_CPATH='%s/?.so'"):format(folder), [[
+      local fathom = require "fathom"
+      assert(fathom.load(fathom.pocket)):close()
+      local r, err = fathom.remote { url = "http://127.0.0.1" }
+      print(r, err.code, err.message, err.hint) ]])
+    remove()
+    assert.matches("nil%s+unsupported%s+this build has no network library.*make deps%-net", out)
+  end)
+end)
+
 if not (has_net and net.client and has_luv) then
   describe("a remote", function()
     pending "needs libcurl's headers at building, and luv for the scripted server"
@@ -148,13 +163,13 @@ end
 
 describe("a remote", function()
   setup(function()
-    pipe = assert(io.popen((os.getenv "LUA" or "lua5.4") .. " spec/scripted_server.lua"))
-    base = "http://127.0.0.1:" .. assert(pipe:read "l")
+    server = assert(io.popen((os.getenv "LUA" or "lua5.4") .. " spec/scripted_server.lua"))
+    base = "http://127.0.0.1:" .. assert(server:read "l")
     assert.matches(":%d+$", base)
   end)
   teardown(function()
     get "/quit"
-    pipe:close()
+    server:close()
   end)
 
   it("answers in the shape of a model's results", function()
@@ -431,6 +446,28 @@ describe("a remote", function()
     end
   end)
 
+  it("checks certificates, unless it is told whom to trust", function()
+    if not os.execute "command -v openssl >/dev/null" then return pending "no openssl here" end
+    local folder, remove = helper.folder()
+    assert(os.execute(("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost " ..
+      "-addext subjectAltName=IP:127.0.0.1 -keyout %s/key.pem -out %s/cert.pem 2>/dev/null"):format(folder, folder)))
+    -- a listener told to use port 0 says which one it got
+    local tls = assert(io.popen(("echo $$; exec openssl s_server -accept 127.0.0.1:0 -www -key %s/key.pem -cert %s/cert.pem 2>&1")
+                                :format(folder, folder)))
+    local pid, said = tls:read "l", tls:read "l"
+    while not said:find "^ACCEPT" do said = assert(tls:read "l") end
+    local url = "https://127.0.0.1:" .. said:match ":(%d+)$"
+    local stranger <close> = assert(fathom.remote { url = url, retries = 0, timeout = 5 })
+    fails("network", "certificate", stranger:generate(hi))
+    local friend <close> = assert(fathom.remote { url = url, retries = 0, timeout = 5, ca = folder .. "/cert.pem" })
+    local value, err = friend:generate(hi)
+    os.execute("kill " .. pid)
+    tls:close()
+    remove()
+    assert.is_nil(value)
+    assert.is_nil(err.message:find "certificate", err.message)     -- it came through, and found no model there
+  end)
+
   it("frees its handles in any order", function()
     for order = 1, 3 do
       local client = net.client()
@@ -467,5 +504,16 @@ describe("a remote", function()
     fails("unsupported", "no option 'grammar'.*fields", r:generate(hi, { grammar = "root ::= x" }))
     fails("unsupported", "'overflow'", r:generate(hi, { overflow = "shift" }))
     assert(r:generate(hi, { mtp = false, priority = 1, overflow = "error" }))
+  end)
+end)
+
+describe("the example of a remote", function()
+  it("talks to our own server in another process", function()
+    if not net.server then return pending "no libmicrohttpd here" end
+    local out = helper.script(("LUA_CPATH='%s/?.so;;'"):format(helper.build), "arg = { [0] = 'examples/12_remote.lua' } dofile(arg[0])")
+    assert.matches("answer: 17 %+ 25 = 42", out)
+    assert.matches("x = %d+, y = %d+", out)
+    assert.matches("20 %+ 30 = 50", out)
+    assert.matches("13 requests", out)
   end)
 end)
