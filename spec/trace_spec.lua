@@ -191,4 +191,38 @@ describe("a replay", function()
     assert.has_error(function() fathom.replay({}, {}) end)
     assert.has_error(function() fathom.replay({}, { model = model, expect = "same" }) end)
   end)
+
+  it("goes to any backend: by the texts, where there are no ids", function()
+    local function mock() return fathom.mock { replies = { "The first reply.", "The sec\u{F6}nd one." } } end
+    local path, lines = traced(function()
+      local backend <close> = mock()
+      backend:generate(ask "a", { temperature = 0 })
+      backend:generate(ask "b")
+    end)
+    os.remove(path)
+    assert.equal("The first reply.", lines[1].text)
+    assert.is_true(assert(fathom.replay(lines, { model = mock(), expect = "exact", width = 1 })).exact)
+    local other <close> = fathom.mock { replies = { "The first reply.", "The sec\u{F4}nd one." } }
+    local first = assert(fathom.replay(lines, { model = other, width = 1 })).first
+    assert.same({ 8, "The sec" }, { first.index, first.before })
+    assert.matches("byte 8", first.message)
+    local silent <close> = fathom.mock { replies = {} }
+    assert.matches("it failed", assert(fathom.replay(lines, { model = silent })).first.message)
+  end)
+
+  it("of a judge's or an agent's trace does their generations again", function()
+    local path, lines = traced(function()
+      local judge = fathom.judge(model, { votes = 2, seed = 4 })
+      assert(judge:compare("What is 8 + 5?", "\\boxed{13}", "\\boxed{14}"))
+      local agent = fathom.agent(model, { seed = 1, tools = { calculator = {
+        doc = "Evaluate an arithmetic expression.", args = { expression = "string" }, run = function() return "178377" end } } })
+      assert(agent:start("What is 4821 * 37?"):wait())
+    end)
+    os.remove(path)
+    local kinds = {}
+    for _, s in ipairs(lines) do kinds[s.kind] = (kinds[s.kind] or 0) + 1 end
+    assert.is_true(kinds.judge == 1 and kinds.agent == 1 and kinds.tool >= 1 and kinds.generate >= 6)
+    local report = assert(fathom.replay(lines, { model = model, expect = "exact" }))
+    assert.is_true(report.replayed >= 6)
+  end)
 end)

@@ -193,10 +193,18 @@ end
 
 local encode_value
 
+local function all_integers(list)
+  for i = 1, #list do
+    if math.type(list[i]) ~= "integer" then return false end
+  end
+  return true
+end
+
 local function encode_table(value, rank, depth)
   if depth > MAX_DEPTH then error("nested too deeply for JSON, or in a circle", 0) end
   local parts = {}
   if is_array(value) then
+    if all_integers(value) then return "[" .. table.concat(value, ", ") .. "]" end            -- ids: long and many
     for i = 1, #value do parts[i] = encode_value(value[i], rank, depth + 1) end
     return "[" .. table.concat(parts, ", ") .. "]"
   end

@@ -49,7 +49,10 @@ local function plain_table(value, hidden, depth)
   local out, mt = {}, getmetatable(value)
   local kind = mt and mt.__jsontype
   if kind == "array" or (not kind and #value > 0) then
-    for i = 1, #value do out[i] = plain(value[i], hidden, depth + 1) end
+    for i = 1, #value do
+      local v = value[i]
+      out[i] = math.type(v) == "integer" and v or plain(v, hidden, depth + 1)
+    end
     return json.array(out)
   end
   for k, v in pairs(value) do
