@@ -249,6 +249,18 @@ describe("an evaluation", function()
     local d = eval.compare(a, b)[1]
     assert.same({ "score", 20, 10, 0 }, { d.name, d.n, d.wins, d.losses })
     assert.is_true(d.low > 0 and d.p < 0.01)
+    local path = os.tmpname()
+    helper.write(path, json.encode(a))
+    local c = assert(fathom.eval { cases = sums(25), scorers = right, against = path, run = function(case)
+      return "\\boxed{" .. case.answer .. "}"
+    end })
+    os.remove(path)
+    assert.same(d, c.against.scores[1])
+    assert.matches("better 10, worse 0", files.table(c))
+    assert.matches("better 10, worse 0, same 10", require("fathom.eval.page").text(c))
+    local none, err = fathom.eval { cases = sums(1), scorers = right, run = adder(), against = "/no/such.json" }
+    assert.is_nil(none)
+    assert.equal("io", err.code)
   end)
 
   it("computes measures of the whole", function()

@@ -177,6 +177,7 @@ local function work(o, list)
   end }):wait()
   if o.file and o.file.err then return nil, o.file.err end
   local report = report_of(o, list, rows, o.stopped and true or nil)
+  if o.against then report.against = { name = o.against.name, scores = json.array(eval.compare(o.against, report)) } end
   s:set { scores = trace.plain(report.scores), totals = report.totals }
   if o.report then
     local ok, err = require("fathom.eval.files").write(report, o.report)
@@ -184,6 +185,17 @@ local function work(o, list)
   end
   report.seconds = (require("fathom.core").now() - begun) / 1000
   return report
+end
+
+-- A report of before, from its JSON.
+local function read_report(path)
+  local f, why = io.open(path, "rb")
+  if not f then return fault.give("io", "cannot be read: " .. why) end
+  local text = f:read "a"
+  f:close()
+  local report = json.decode(text)
+  if type(report) == "table" and type(report.rows) == "table" and type(report.scorers) == "table" then return report end
+  return fault.give("format", path .. " is no report in JSON")
 end
 
 -- ---- options ------------------------------------------------------------------------------------------------------
@@ -201,7 +213,7 @@ local known = {
   name = is.string, note = is.string, cases = is.one_of(is.table, is.callable, is.path), most = is.count(1),
   run = is.one_of(is.callable, is.table), backend = is.table, options = is.table, scorers = is_scorers, metrics = is.table,
   key = is.callable, by = is.strings, repeats = is.count(1, 4096), seed = is.count(0), threshold = is.number, width = is.count(1),
-  report = is.path, log = is.path, progress = is.callable, background = is.boolean,
+  report = is.path, log = is.path, against = is.one_of(is.path, is.table), progress = is.callable, background = is.boolean,
 }
 
 -- The answer that counts as the same one in a vote.
@@ -247,27 +259,50 @@ local function prepare(opts)
   return o
 end
 
---- Asks every case several times, scores each reply, and sums up. All of it runs in one batch; the same seeds give the same report.
--- @param opts table  cases: a list, an iterator or a file of JSON lines; a case has prompt, question or messages, an id, a
---   reference (or answer) and fields of its own. run: a backend, or function(case, info) -> result or text, with info.backend,
---   info.options (holds the seed of this sample), info.seed, info.rep. scorers: function(sample) -> number[, detail], or a
---   table of them by name; a sample is the result with prompt, reference and case. repeats (1), seed (1), options of a
---   generation, key(sample): the answer that counts as the same in a vote, by: fields for slices (found where absent), metrics:
---   name -> function(rows, seed), threshold (1): the score from which a sample is right, width: so many at once, most: so many
---   cases, report: path of .html, .json, .xml (JUnit), or without an ending all three; log: a file of finished samples, from
---   which a stopped run goes on; progress(done, total, info); background: give the task at once; backend, name, note.
--- @return report, or nil, err; with background a task (done, result, wait(), cancel())
--- @usage local report = assert(fathom.eval { cases = "cases.jsonl", run = model, scorers = fathom.reward.accuracy, repeats = 4 })
-function eval.run(opts)
-  local o = prepare(opts)
+-- Opens what the evaluation reads and writes.
+-- @return the cases; or nil, err
+local function open(o)
   local list, err = cases.read(o.cases, o.most)
   if not list then return nil, err end
+  if type(o.against) == "string" then
+    o.against, err = read_report(o.against)
+    if not o.against then return nil, err end
+  end
   if o.log then
     o.file, err = log.open(o.log)
     if not o.file then return nil, err end
   end
+  return list
+end
+
+local function close_log(o)
+  return setmetatable({}, { __close = function() if o.file then o.file:close() end end })
+end
+
+--- Asks every case several times, scores each reply, and sums up. All of it runs in one batch; the same seeds give the same report.
+-- @param opts table
+--   cases     a list, an iterator or a file of JSON lines; a case has a prompt, question or messages, may have an id and a reference
+--             (or answer), and fields of its own
+--   run       who answers: a backend, or function(case, info) -> result or text; info has backend, options (with the seed of this
+--             sample), seed, rep, index
+--   scorers   function(sample) -> number or boolean[, detail], or a table of such by name; a sample is the result with prompt,
+--             reference and case; nil, why leaves the sample out
+--   repeats   (1) samples of a case; seed (1), from which each sample has its own; options of the generations
+--   key       function(sample) -> the answer that counts as the same in a vote; threshold (1): the score from which one is right
+--   by        fields for slices (found where absent); metrics: name -> function(rows, seed) -> number or { mean =, low =, high = }
+--   report    a path that ends in .html, .json or .xml (JUnit), or without an ending for all three
+--   log       a file of finished samples, from which a stopped evaluation goes on; against: an earlier report, or its JSON file
+--   progress  function(done, total, { rate =, remaining =, seconds =, errors = }); width: so many at once; most: so many cases
+--   background  give a task at once; it moves with the backend's steps. backend (for run functions), name, note
+-- @return report { cases, repeats, scores = { { name, mean, low, high, n, pass, maj }, ... }, slices, metrics, totals, rows, seconds };
+--   or nil, err; with background a task (done, result, wait(), cancel())
+-- @usage local report = assert(fathom.eval { cases = "cases.jsonl", run = model, scorers = fathom.reward.accuracy, repeats = 4 })
+function eval.run(opts)
+  local o = prepare(opts)
+  local list, err = open(o)
+  if not list then return nil, err end
   local t = crew.task(o.backend, function()
-    local closing <close> = setmetatable({}, { __close = function() if o.file then o.file:close() end end })
+    local closing <close> = close_log(o)
     local report, why = work(o, list)
     return report, why, closing
   end)

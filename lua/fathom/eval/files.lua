@@ -7,7 +7,7 @@ local files = {}
 
 local rank = {}
 for i, name in ipairs { "name", "note", "model", "seed", "repeats", "threshold", "cases", "scorers", "options", "totals",
-                        "scores", "metrics", "slices", "rows", "id", "rep", "prompt", "reference", "samples", "mean", "low",
+                        "scores", "metrics", "against", "slices", "rows", "id", "rep", "prompt", "reference", "samples", "mean", "low",
                         "high", "n", "method" } do
   rank[name] = i
 end
@@ -58,19 +58,16 @@ end
 
 -- ---- a terminal's table -------------------------------------------------------------------------------------------
 
---- A number as people read it: shares in percent, others as they are.
+--- A number as people read it: shares in percent, others with as many digits as say something.
 function files.number(v, share)
   if v == nil then return "" end
   if share then return ("%.1f %%"):format(100 * v) end
-  return (("%.3f"):format(v):gsub("%.?0+$", ""))
+  local digits = math.abs(v) >= 100 and 1 or math.abs(v) >= 10 and 2 or 3
+  return (("%.*f"):gsub("%*", digits):format(v):gsub("(%.%d-)0+$", "%1"):gsub("%.$", ""))
 end
 
---- Whether an estimate is of something between 0 and 1.
-function files.is_share(e) return (e.low or 0) >= 0 and (e.high or e.mean) <= 1 and e.mean >= 0 and e.mean <= 1 end
-
 local function line(name, e)
-  local share = files.is_share(e)
-  local function n(v) return files.number(v, share) end
+  local function n(v) return files.number(v, e.share) end
   local interval = e.low and ("%s to %s"):format(n(e.low), n(e.high)) or ""
   return ("  %-34s %9s   %-20s %6s"):format(name, n(e.mean), interval, e.n and tostring(e.n) or "")
 end
@@ -93,6 +90,13 @@ function files.table(report)
   end
   for _, m in ipairs(report.metrics) do
     out[#out + 1] = m.mean and line(m.name, m) or ("  %-34s %s"):format(m.name, m.err or "")
+  end
+  if report.against then
+    out[#out + 1] = "against " .. tostring(report.against.name)
+    for _, d in ipairs(report.against.scores) do
+      out[#out + 1] = ("  %-34s %+9.3f   %-20s %6d   better %d, worse %d, p = %.3f"):format(d.name, d.mean, ("%+.3f to %+.3f"):format(d.low,
+        d.high), d.n, d.wins, d.losses, d.p)
+    end
   end
   for _, slice in ipairs(report.slices) do
     out[#out + 1] = "by " .. slice.field

@@ -15,7 +15,7 @@ local function add(out, ...)
   for _, part in ipairs { ... } do out[#out + 1] = part end
 end
 
-local function shown(v, e) return h(files.number(v, files.is_share(e))) end
+local function shown(v, e) return h(files.number(v, e.share)) end
 
 local function interval_text(e)
   if not e.low then return "" end
@@ -28,7 +28,7 @@ end
 local function axis_of(list)
   local share, low, high = true, math.huge, -math.huge
   for _, e in ipairs(list) do
-    share = share and files.is_share(e)
+    share = share and e.share
     low, high = math.min(low, e.low or e.mean), math.max(high, e.high or e.mean)
   end
   if share then return { from = 0, to = 1, ticks = { 0, 0.25, 0.5, 0.75, 1 }, share = true } end
@@ -132,10 +132,19 @@ local function metrics(out, report)
   if #list == 0 then return end
   add(out, "<section><h2>Measures</h2>")
   local shares, others = {}, {}
-  for _, item in ipairs(list) do table.insert(files.is_share(item.e) and shares or others, item) end
+  for _, item in ipairs(list) do table.insert(item.e.share and shares or others, item) end
   if #shares > 0 then interval_rows(out, shares) end
   for _, item in ipairs(others) do interval_rows(out, { item }) end
   add(out, "</section>")
+end
+
+local function against(out, report)
+  if not report.against then return end
+  add(out, "<section><h2>Against ", h(report.against.name or "another run"), "</h2>")
+  for _, d in ipairs(report.against.scores) do
+    interval_rows(out, { { label = d.name, e = d, note = ("better %d, worse %d, same %d"):format(d.wins, d.losses, d.ties) } })
+  end
+  add(out, '<p class="small">Differences of the same cases; 0 is no change.</p></section>')
 end
 
 local function slices(out, report)
@@ -167,7 +176,7 @@ end
 
 local function histograms(out, report)
   for _, e in ipairs(report.scores) do
-    if not files.is_share(e) then
+    if not e.share then
       local values = {}
       for _, row in ipairs(report.rows) do
         for _, s in ipairs(row.samples) do values[#values + 1] = s.scores[e.name] end
@@ -185,7 +194,7 @@ end
 -- One cell a case, by its mean score; cells of listed cases lead to them.
 local function cells(out, report, listed)
   for _, e in ipairs(report.scores) do
-    if files.is_share(e) and #report.rows <= MOST_CELLS then
+    if e.share and #report.rows <= MOST_CELLS then
       add(out, "<section><h2>Every case: ", h(e.name), '</h2><div class="cells">')
       for i, row in ipairs(report.rows) do
         local mean = mean_of(row, e.name)
@@ -209,7 +218,7 @@ local function failures_of(report)
   for i, row in ipairs(report.rows) do
     local worst
     for _, e in ipairs(report.scores) do
-      if files.is_share(e) then
+      if e.share then
         local mean = mean_of(row, e.name) or 0
         if mean < report.threshold then worst = math.min(worst or 1, mean) end
       end
@@ -288,6 +297,7 @@ function page.text(report)
   head(out, report)
   tiles(out, report)
   metrics(out, report)
+  against(out, report)
   slices(out, report)
   histograms(out, report)
   cells(out, report, listed)

@@ -68,15 +68,18 @@ function stats.bootstrap(list, seed)
 end
 
 --- Mean and interval of one number a case: Wilson's where each is 0 or 1, bootstrap otherwise.
--- @return { mean =, low =, high =, n =, method = "wilson" | "bootstrap" }, or nil for an empty list
+-- @return { mean =, low =, high =, n =, method = "wilson" | "bootstrap", share = all lie from 0 to 1 }, or nil for an empty list
 function stats.estimate(list, seed)
   local mean = stats.mean(list)
   if not mean then return nil end
-  local share = true
-  for _, v in ipairs(list) do share = share and (v == 0 or v == 1) end
+  local counted, share = true, true
+  for _, v in ipairs(list) do
+    counted = counted and (v == 0 or v == 1)
+    share = share and v >= 0 and v <= 1
+  end
   local low, high
-  if share then low, high = stats.wilson(mean * #list, #list) else low, high = stats.bootstrap(list, seed) end
-  return { mean = mean, low = low, high = high, n = #list, method = share and "wilson" or "bootstrap" }
+  if counted then low, high = stats.wilson(mean * #list, #list) else low, high = stats.bootstrap(list, seed) end
+  return { mean = mean, low = low, high = high, n = #list, method = counted and "wilson" or "bootstrap", share = share }
 end
 
 -- ---- several samples of a case ----------------------------------------------------------------------------------

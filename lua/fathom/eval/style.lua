@@ -37,13 +37,14 @@ font-variant-numeric:tabular-nums}
 .tile .about{margin-top:12px;max-width:30ch}
 .tile.wide{grid-column:1/-1;display:grid;grid-template-columns:minmax(180px,240px) 1fr;gap:24px}
 .tile figcaption{text-align:right;margin:2px 0 12px}
-.row{display:grid;grid-template-columns:minmax(110px,220px) 1fr 216px;gap:16px;align-items:center;min-height:30px}
+.row{display:grid;grid-template-columns:minmax(110px,250px) 1fr 216px;gap:16px;align-items:center;min-height:30px}
 .row .label{overflow-wrap:anywhere;line-height:1.25;font-size:15px}
 .row .value{font-variant-numeric:tabular-nums;font-size:15px;white-space:nowrap}
 .rows.one .row{grid-template-columns:0 1fr 0;gap:0}
 svg{display:block;width:100%;overflow:visible}
 svg path{fill:none;vector-effect:non-scaling-stroke;stroke-linecap:round}
 .interval{height:30px}
+.rows+.rows{margin-top:18px}
 .grid{stroke:var(--line);stroke-width:1}
 .range{stroke:var(--accent);stroke-width:5;opacity:.28}
 .dot{stroke:var(--accent);stroke-width:11}
@@ -60,7 +61,7 @@ figcaption{font-size:15px;margin-bottom:10px}
 .xs{grid-column:2;position:relative;top:5px}
 .curves{height:190px}
 .curve{stroke-width:2.5}
-.band{stroke:none;opacity:.16}
+.band{stroke:none;opacity:.13}
 .curves .dot{stroke-width:8}
 .curve.pass,.dot.pass{stroke:var(--accent)}.band.pass{fill:var(--accent)!important}
 .curve.maj,.dot.maj{stroke:var(--accent2)}.band.maj{fill:var(--accent2)!important}

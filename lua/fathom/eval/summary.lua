@@ -31,17 +31,6 @@ local function samples_each(rows)
   return n == math.huge and 0 or n
 end
 
--- Whether a scorer tells right from wrong: lengths and the like have no pass@k.
-local function is_share(rows, name)
-  for _, row in ipairs(rows) do
-    for _, s in ipairs(row.samples) do
-      local v = s.scores[name]
-      if v and (v < 0 or v > 1) then return false end
-    end
-  end
-  return true
-end
-
 -- pass@k and maj@k over cases: { { k =, mean =, low =, high = }, ... }
 local function curves(rows, name, threshold, seed)
   local n, pass, maj = samples_each(rows), {}, {}
@@ -67,7 +56,8 @@ local function score_of(rows, name, o)
   local out = stats.estimate(means_of(rows, name), o.seed)
   if not out then return nil end
   out.name = name
-  if is_share(rows, name) then out.pass, out.maj = curves(rows, name, o.threshold, o.seed) end
+  -- lengths and the like have no pass@k
+  if out.share then out.pass, out.maj = curves(rows, name, o.threshold, o.seed) end
   return out
 end
 

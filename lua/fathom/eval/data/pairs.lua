@@ -214,7 +214,7 @@ local function category_mean(rows)
     end
   end
   for i, name in ipairs(names) do means[i] = stats.mean(groups[name]) end
-  return stats.mean(means)
+  return { mean = stats.mean(means), share = true }
 end
 
 --- After RewardBench: each answer is scored alone, and the chosen one is to score higher; accuracy by category and their mean. The
