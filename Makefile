@@ -31,7 +31,7 @@ NET_SOURCES = csrc/net/net.c $(if $(filter libcurl,$(NET_LIBS)),$(NET_CLIENT)) \
           $(if $(filter libmicrohttpd,$(NET_LIBS)),$(filter-out csrc/net/net.c $(NET_CLIENT),$(wildcard csrc/net/*.c)))
 NETOBJ  = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(NET_SOURCES))
 NETLIB  = $(if $(NET_LIBS),$(BUILD)/fathom/net.so)
-CTESTS  = $(patsubst spec/c/%.c,$(BUILD)/test/%,$(wildcard spec/c/*_test.c))
+CTESTS  = $(filter-out $(if $(filter libcurl,$(NET_LIBS)),,%/client_test),$(patsubst spec/c/%.c,$(BUILD)/test/%,$(wildcard spec/c/*_test.c)))
 FUZZERS = $(patsubst spec/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard spec/fuzz/*_fuzz.c))
 TOKENIZERS = $(patsubst spec/data/tokenizers/%/tokenizer.json.xz,$(BUILD)/data/tokenizers/%/tokenizer.json,$(wildcard spec/data/tokenizers/*/tokenizer.json.xz))
 KERNELS = $(patsubst kernels/%.cu,$(BUILD)/obj/kernels/%.o,$(wildcard kernels/*.cu kernels/sm90/*.cu))
@@ -76,6 +76,9 @@ $(BUILD)/test/%: spec/c/%.c $(BUILD)/libfathom.a
 $(BUILD)/test/lua_test: spec/c/lua_test.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(LUA_LIB)
+$(BUILD)/test/client_test: spec/c/client_test.c $(BUILD)/obj/net/client.o $(BUILD)/obj/base/status.o $(BUILD)/obj/base/mem.o
+	@mkdir -p $(@D)
+	$(CC) $(CFLAGS) -o $@ $^ $$(pkg-config --libs libcurl) -pthread
 $(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)

@@ -138,6 +138,59 @@ describe("the body of a request", function()
   end)
 end)
 
+describe("whatever a server sends", function()
+  local answer = require "fathom.remote.answer"
+  local desk = require "fathom.desk"
+  local job = require "fathom.job"
+
+  local good = { choices = { { index = 0, delta = { content = "a", reasoning_content = "b", tool_calls = { { index = 0, id = "c",
+    ["function"] = { name = "f", arguments = "{}" } } } }, logprobs = { content = { { token = "a", logprob = -1, top_logprobs =
+    { { token = "a", logprob = -1 } } } }, tokens = { "a" }, token_logprobs = { -1 }, top_logprobs = { { a = -1 } } },
+    finish_reason = "stop" }, { index = 1, text = "t", message = { content = "x" } } }, usage = { prompt_tokens = 1,
+    completion_tokens = 2, prompt_tokens_details = { cached_tokens = 1 } }, error = json.null }
+
+  -- A small generator of its own: the same numbers each time, whoever else draws some.
+  local state = 1
+  local function draw(n)
+    state = (state * 1103515245 + 12345) & 0x7fffffff
+    return (state >> 8) % n + 1
+  end
+  local junk = { 0, -1, 1e300, 5, "", "text", true, false, json.null, json.array {}, json.object {}, json.array { json.null, 3 } }
+
+  -- A copy in which some values are others.
+  local function spoilt(value)
+    if draw(12) == 1 then return junk[draw(#junk)] end
+    if type(value) ~= "table" or value == json.null then return value end
+    local out = {}
+    for _, key in ipairs(value[1] and { 1, 2 } or json.keys(value)) do out[key] = spoilt(value[key]) end
+    return setmetatable(out, getmetatable(value))
+  end
+
+  it("ends in a result or in an error", function()
+    local d = desk.new({}, { begin = function() end, drop = function() end })
+    local ends = { result = 0, err = 0 }
+    for _ = 1, 1000 do
+      local t = job.new(d, {}, { seed = 1, logprobs = 1 }, { prepare = function() return {} end })
+      local a = answer.new({ [0] = t }, { cost = function() end, inline = draw(2) == 1 })
+      for _ = 1, draw(4) do
+        local ok, err = a:take(json.encode(spoilt(good)))
+        if not ok then
+          t:fail(err)
+          break
+        end
+      end
+      local _, missing = a:finish()
+      assert.is_true(t.done or missing[1] == 0)
+      if t.done then
+        local kind = t.err and "err" or "result"
+        ends[kind] = ends[kind] + 1
+        assert.is_string(json.encode(t.result or t.err))
+      end
+    end
+    assert.is_true(ends.result > 100 and ends.err > 20)
+  end)
+end)
+
 describe("without the network library", function()
   it("the core loads, and fathom.remote says what is missing", function()
     local folder, remove = helper.folder()
@@ -509,6 +562,7 @@ end)
 
 describe("the example of a remote", function()
   it("talks to our own server in another process", function()
+    if os.getenv "FATHOM_ASAN" then return pending "a sanitizer makes the server slow" end
     if not net.server then return pending "no libmicrohttpd here" end
     local out = helper.script(("LUA_CPATH='%s/?.so;;'"):format(helper.build), "arg = { [0] = 'examples/12_remote.lua' } dofile(arg[0])")
     assert.matches("answer: 17 %+ 25 = 42", out)

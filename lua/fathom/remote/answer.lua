@@ -142,8 +142,9 @@ local function chat_logprobs(content)
   local out = {}
   for i, entry in ipairs(content) do
     local top
+    entry = list_of(entry)
     for k, other in ipairs(list_of(entry.top_logprobs)) do
-      top = top or {}
+      top, other = top or {}, list_of(other)
       top[k] = { token = text_of(other.token), logprob = number(other.logprob) }
     end
     out[i] = { token = text_of(entry.token), logprob = number(entry.logprob), top = top }
