@@ -146,6 +146,15 @@ export async function odd(browser, shots) {
     await page.press("#question", "Enter");
     await page.waitForFunction(() => document.querySelectorAll(".sample:last-child .bars i").length === 8);
     same(await page.locator(".sample").last().locator(".bars .lost").count(), 1, "a vote that could not be read");
+    await page.fill("#question", "slow");
+    await page.press("#question", "Enter");
+    await page.waitForSelector(".sample .think.on");
+    await page.keyboard.press("Escape");
+    await page.waitForFunction(() => document.querySelector(".ask .solid").textContent === "Compare");
+    expect((await page.textContent(".samples")).includes("stopped"), "not marked as stopped");
+    await page.fill("#question", "What is 17 + 25?");
+    await page.press("#question", "Enter");
+    await page.waitForSelector(".figures");
     await page.locator(".sample").last().locator("text=Go on in chat").click();
     await page.waitForSelector("#view-chat:not([hidden])");
     same(await page.locator(".chat .turn").count(), 2, "turns taken over");

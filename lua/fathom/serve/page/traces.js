@@ -39,8 +39,10 @@ const firstLine = (text) => String(text ?? "").trim().split("\n")[0];
 export function title(s) {
   const name = s.name ?? s.tool ?? s.goal ?? s.question ?? s.case;
   if (name !== undefined && typeof name !== "object") return firstLine(name);
-  const said = s.messages?.at?.(-1)?.content ?? s.answer ?? s.text ?? s.err?.message ?? s.err;
-  return firstLine(typeof said === "string" ? said : "") || s.kind;
+  const last = s.messages?.at?.(-1);
+  const said = last?.content ?? s.answer ?? s.text ?? s.err?.message ?? s.err;
+  if (typeof said !== "string" || !said.trim()) return s.kind;
+  return (last?.role === "tool" ? "after " : "") + firstLine(said);
 }
 
 /** What came of a span, in a few words; the rows of a hundred votes differ in nothing else. */
@@ -48,8 +50,9 @@ export function outcome(s) {
   if (s.err) return firstLine(s.err.message ?? s.err);
   if (s.winner !== undefined || typeof s.score === "number") return String(s.winner ?? number(s.score));
   if (s.tool_calls?.length) return s.tool_calls.map((c) => c.name).join(", ");
-  const said = s.answer ?? s.result ?? s.value;
-  return said === undefined || (said !== null && typeof said === "object") ? "" : String(said).trim().split("\n").pop();
+  const said = s.answer ?? s.result ?? s.value ?? (s.kind === "agent" ? s.text : undefined);
+  if (said === undefined || (said !== null && typeof said === "object")) return "";
+  return String(said).trim().split("\n").pop().replace(/^<answer>(.*)<\/answer>$|^\\boxed\{(.*)\}$/, "$1$2");
 }
 
 export class Traces {
@@ -142,8 +145,8 @@ export class Traces {
     this.limit = ROWS;
     this.off = new Set();
     this.search.value = "";
-    this.from = Math.min(...spans.map((s) => s.start));
-    this.span = Math.max(1e-6, Math.max(...spans.map((s) => s.start + (s.ms ?? 0))) - this.from);
+    this.from = spans.reduce((least, s) => Math.min(least, s.start), Infinity);
+    this.span = spans.reduce((most, s) => Math.max(most, s.start + (s.ms ?? 0) - this.from), 1e-6);
     this.summary.textContent = [plural(spans.length, "span"), duration(this.span), bad && `${plural(bad, "line")} not read`].filter(Boolean).join(" · ");
     this.viewer.hidden = false;
     this.drawKinds(spans);
@@ -260,7 +263,7 @@ export class Traces {
 
 // ---- how fields are shown -------------------------------------------------------------------------------------
 
-const rank = ["err", "question", "goal", "case", "messages", "think", "answer", "text", "tool_calls", "args", "result", "score", "scores",
+const rank = ["err", "question", "goal", "case", "messages", "think", "answer", "text", "tool_calls", "asked", "args", "result", "score", "scores",
   "winner", "votes", "agreement", "flip_rate", "finish", "usage", "options"];
 const byRank = (a, b) => ((rank.indexOf(a) + 1 || 99) - (rank.indexOf(b) + 1 || 99)) || a.localeCompare(b);
 
@@ -281,7 +284,7 @@ function pairs(value) {
 }
 
 function value(v) {
-  if (typeof v === "string") return el("pre", { class: "words", text: v });
+  if (typeof v === "string" && (v.length > 40 || v.includes("\n"))) return el("pre", { class: "words", text: v });
   if (isPlain(v)) return el("p", { text: short(v) });
   if (Array.isArray(v) && v.every((m) => m && m.role !== undefined)) {
     return el("div", { class: "messages" }, ...v.map((m) => el("div", {}, el("span", { class: "mark", text: m.role }),
@@ -293,7 +296,7 @@ function value(v) {
   return pairs(v);
 }
 
-const folded = new Set(["options", "text", "think"]);
+const folded = new Set(["asked", "options", "text", "think"]);
 
 function field(name, v) {
   const long = Array.isArray(v) && v.every(isPlain) && v.length > 40;
