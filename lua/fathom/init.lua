@@ -40,6 +40,7 @@ local lazy = {
   agent = function() return require("fathom.agent").new end,
   tools = function() return require "fathom.tools" end,
   judge = function() return require("fathom.judge").new end,
+  reward = function() return require "fathom.reward" end,
   trace = function() return require("fathom.trace").open end,
   replay = function() return require("fathom.replay").run end,
   eval = function() return require("fathom.eval").run end,

@@ -110,14 +110,6 @@ local function decide(self, votes, usage, verdicts, tied)
   return r, label, n
 end
 
-local function decide_pair(self, ballots)
-  local votes, usage = collect(ballots)
-  if not votes then return nil, usage end
-  local r, label = decide(self, votes, usage, wording.pair_verdicts(self.options.template), "tie")
-  r.winner, r.flip_rate = label, tally.flips(votes)
-  return r
-end
-
 -- The mean of the scores that could be read, or of the distribution.
 local function mean_score(self, r, n)
   local sum, mean = 0, 0.0
@@ -128,12 +120,22 @@ local function mean_score(self, r, n)
   return self.options.voting == "expected" and mean or sum / n
 end
 
-local function decide_score(self, b)
-  local votes, usage = collect { b }
-  if not votes then return nil, usage end
+local function decide_pair(self, votes, usage)
+  local r, label = decide(self, votes, usage, wording.pair_verdicts(self.options.template), "tie")
+  r.winner, r.flip_rate = label, tally.flips(votes)
+  return r
+end
+
+local function decide_score(self, votes, usage)
   local r, label, n = decide(self, votes, usage, self.scores)
   r.score, r.verdict = mean_score(self, r, n), label and math.tointeger(tonumber(label))
   return r
+end
+
+local function outcome(self, decide_, ballots)
+  local votes, usage = collect(ballots)
+  if not votes then return nil, usage end
+  return decide_(self, votes, usage)
 end
 
 -- Closes a span with the outcome, and hands it on.
@@ -156,7 +158,7 @@ function methods:score(question, answer)
   question = check_question(self, "judge:score", question)
   options.argument("judge:score", "answer", answer, is_text)
   local s = span.open("judge", { call = "score", question = question, seed = self.options.seed })
-  return told(s, decide_score(self, ask_score(self, question, answer)))
+  return told(s, outcome(self, decide_score, { ask_score(self, question, answer) }))
 end
 
 --- Compares two answers: `votes` votes in each order.
@@ -169,10 +171,10 @@ function methods:compare(question, a, b)
   options.argument("judge:compare", "the first answer", a, is_text)
   options.argument("judge:compare", "the second answer", b, is_text)
   local s = span.open("judge", { call = "compare", question = question, seed = self.options.seed })
-  if self.pairwise then return told(s, decide_pair(self, ask_pair(self, question, a, b))) end
+  if self.pairwise then return told(s, outcome(self, decide_pair, ask_pair(self, question, a, b))) end
   local first, second = ask_score(self, question, a), ask_score(self, question, b)
-  local r1, err1 = decide_score(self, first)
-  local r2, err2 = decide_score(self, second)
+  local r1, err1 = outcome(self, decide_score, { first })
+  local r2, err2 = outcome(self, decide_score, { second })
   if not (r1 and r2) then return told(s, nil, err1 or err2) end
   return told(s, standings.of_two(r1, r2))
 end
@@ -193,7 +195,7 @@ function methods:rank(question, answers)
     for i, answer in ipairs(answers) do open[i] = ask_score(self, question, answer) end
     for i, b in ipairs(open) do
       local err
-      results[i], err = decide_score(self, b)
+      results[i], err = outcome(self, decide_score, { b })
       if not results[i] then return told(s, nil, err) end
     end
     return told(s, standings.of_scores(self, results))
@@ -202,12 +204,26 @@ function methods:rank(question, answers)
     for j = i + 1, #answers do open[#open + 1] = { i, j, ask_pair(self, question, answers[i], answers[j]) } end
   end
   for k, match in ipairs(open) do
-    local r, err = decide_pair(self, match[3])
+    local r, err = outcome(self, decide_pair, match[3])
     if not r then return told(s, nil, err) end
     r.first, r.second = match[1], match[2]
     results[k] = r
   end
   return told(s, standings.of_matches(self, results, #answers))
+end
+
+--- Decides again from votes that were kept: some of them, or with another way of voting.
+-- @param votes list    of one result of score or compare
+-- @return a result as score or compare would give it, without usage
+-- @usage local single = judge:decide { r.votes[1] }
+function methods:decide(votes)
+  options.self("judge", self, judge.mt)
+  options.argument("judge:decide", "votes", votes, is.table)
+  local pair = self.pairwise
+  for _, vote in ipairs(votes) do
+    if vote.score or vote.label then pair = vote.label ~= nil end
+  end
+  return (pair and decide_pair or decide_score)(self, votes)
 end
 
 judge.mt = {
