@@ -181,7 +181,8 @@ int luaopen_fathom_core(lua_State *L) {
   static const luaL_Reg loader[] = { { "step", l_step }, { "finish", l_finish }, { NULL, NULL } };
   static const luaL_Reg functions[] = { { "devices", core_devices }, { "plan", core_plan },
     { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "guide", fm_bind_guide }, { "error", core_error },
-    { "history", fm_bind_history }, { "adopt", fm_bind_adopt }, { "read", core_read }, { "now", core_now }, { "fence", fm_bind_fence }, { NULL, NULL } };
+    { "history", fm_bind_history }, { "adopt", fm_bind_adopt }, { "read", core_read }, { "now", core_now }, { "fence", fm_bind_fence },
+    { "root", fm_bind_root }, { NULL, NULL } };
   luaL_checkversion(L);
   luaL_newmetatable(L, FM_CERROR);
   lua_pushcfunction(L, error_tostring);
@@ -193,6 +194,7 @@ int luaopen_fathom_core(lua_State *L) {
   fm_bind_open_model(L);
   fm_bind_open_session(L);
   fm_bind_open_guide(L);
+  fm_bind_open_root(L);
   luaL_newlib(L, functions);
   lua_pushstring(L, fm_version());
   lua_setfield(L, -2, "version");

@@ -143,8 +143,9 @@ end
 -- @param goal string|table  text, a message, or a list of messages
 -- @param opts table|nil     context (given to the tools), seed and other options of a generation for this run
 -- @return task              like a session's: wait(), done, result, err, cancel(), pieces(). Its result: text, think,
---   transcript (messages), steps (replies), calls ({ name =, arguments =, output =, error =, step = }), takeovers, takeover_rate (a step), usage, seed, finish:
---   "stop", "limit" (then limit names it), "length", "cancelled", or "takeover" (then summary, and question where it asked one)
+--   transcript (messages), steps (replies), calls ({ name =, arguments =, output =, error =, step = }), takeovers, takeover_rate
+--   (a step), usage, seed, finish: "stop", "limit" (then limit names it), "length", "cancelled", or "takeover" (then summary,
+--   and question where it asked one)
 -- @usage local result, err = a:start("Find and take the harp.", { seed = 1 }):wait()
 function methods:start(goal, opts)
   options.self("agent", self, agent.mt)
