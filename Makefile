@@ -26,7 +26,7 @@ LIBS    = -lcjson -lpcre2-8 -lutf8proc -lm -ldl -pthread
 
 CORE    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/base/*.c csrc/op/*.c csrc/cpu/*.c csrc/io/*.c csrc/model/*.c csrc/run/*.c))
 BIND    = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(wildcard csrc/bind/*.c))
-NET_CLIENT = csrc/net/client.c csrc/net/lua_client.c
+NET_CLIENT = csrc/net/client.c csrc/net/address.c csrc/net/lua_client.c
 NET_SOURCES = csrc/net/net.c $(if $(filter libcurl,$(NET_LIBS)),$(NET_CLIENT)) \
           $(if $(filter libmicrohttpd,$(NET_LIBS)),$(filter-out csrc/net/net.c $(NET_CLIENT),$(wildcard csrc/net/*.c)))
 NETOBJ  = $(patsubst csrc/%.c,$(BUILD)/obj/%.o,$(NET_SOURCES))

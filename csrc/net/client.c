@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/mem.h"
+#include "net/address.h"
 
 enum { MAX_HEAD = 64 << 10, MAX_WAIT = 1000 };           // a server that sends more of a head is broken
 static const int64_t default_connect_ms = 10000, default_idle_ms = 120000, default_max_size = 64 << 20;
@@ -75,6 +76,15 @@ static size_t on_body(char *data, size_t size, size_t n, void *user) {
   return append(&t->body, data, len, &t->err) == FM_OK ? (size_t)len : CURL_WRITEFUNC_ERROR;
 }
 
+/* Looked at when the connection is made: a name may stand for another address than a moment ago. */
+static curl_socket_t on_socket(void *user, curlsocktype purpose, struct curl_sockaddr *a) {
+  fm_transfer *t = user;
+  (void)purpose;
+  if (fm_address_public(&a->addr)) return socket(a->family, a->socktype | SOCK_CLOEXEC, a->protocol);
+  fm_fail(&t->err, FM_ENETWORK, "the address is not one of the public network");
+  return CURL_SOCKET_BAD;
+}
+
 /* ---- transfers --------------------------------------------------------------------------------------- */
 
 static void note_status(fm_transfer *t) {
@@ -122,6 +132,10 @@ static fm_status set_up(fm_transfer *t, const fm_request *r, fm_error *err) {
   SET(CURLOPT_URL, r->url);
   SET(CURLOPT_HTTPHEADER, t->headers);
   if (r->ca_file) SET(CURLOPT_CAINFO, r->ca_file);
+  if (r->public_only) {
+    SET(CURLOPT_OPENSOCKETFUNCTION, on_socket);
+    SET(CURLOPT_OPENSOCKETDATA, t);
+  }
   if (r->body) SET(CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)r->body_size);
   if (r->body) SET(CURLOPT_COPYPOSTFIELDS, r->body);
   if (r->method) SET(CURLOPT_CUSTOMREQUEST, r->method);

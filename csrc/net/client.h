@@ -28,6 +28,7 @@ typedef struct fm_request {
   int64_t max_size;                /* bytes of the reply; 64 MiB */
   const char *proxy;               /* none: variables of the environment are not looked at */
   const char *ca_file;             /* certificates to trust in place of the system's */
+  bool public_only;                /* whatever the name stands for: no connection to an address that is not public */
 } fm_request;
 
 fm_status fm_client_new (fm_client **out, fm_error *err);

@@ -60,7 +60,7 @@ static void headers(lua_State *L, int index, fm_request *r) {
   r->headers = lines;
 }
 
-/* client:request{ url=, method=, headers=, body=, connect_ms=, idle_ms=, total_ms=, max_size=, proxy=, ca_file= }
+/* client:request{ url=, method=, headers=, body=, connect_ms=, idle_ms=, total_ms=, max_size=, proxy=, ca_file=, public_only= }
    -> transfer | nil, code, message */
 static int c_request(lua_State *L) {
   fm_error err;
@@ -77,6 +77,9 @@ static int c_request(lua_State *L) {
     r.body_size = (int64_t)lua_rawlen(L, -1);
   }
   headers(L, 2, &r);
+  lua_getfield(L, 2, "public_only");
+  r.public_only = lua_toboolean(L, -1);
+  lua_pop(L, 1);
   void **box = box_new(L, TRANSFER);
   lua_pushvalue(L, 1);
   lua_setiuservalue(L, -2, 1);
