@@ -73,8 +73,8 @@ describe("the file tool", function()
     folder, remove = helper.folder()
     outside = folder .. "/outside"
 
-         assert(os.execute(("cd '%s' && mkdir -p root/a/b outside && echo hi > root/x && echo no > outside/secret && ln -s ../outside root/link"
-                       .. " && ln -s ../outside/secret root/file && ln -s /etc root/etc && mkfifo root/pipe"):format(folder)))
+         assert(os.execute(("cd '%s' && mkdir -p root/a/b outside && echo hi > root/x && echo no > outside/secret"
+                       .. " && ln -s ../outside root/link && ln -s ../outside/secret root/file && ln -s /etc root/etc && mkfifo root/pipe"):format(folder)))
     tool = assert(fathom.tools.files { root = folder .. "/root", write = true, max_size = 1000, max_total = 2000 })
   end)
   after_each(function() remove() end)
@@ -91,11 +91,11 @@ describe("the file tool", function()
     assert.are.equal("over", act("read", "x"))
   end)
 
-  local escapes = { "..", "../outside/secret", "a/../../outside/secret", "/etc/passwd", "//etc/passwd", "link/secret", "file",
-      "etc/passwd",
-                    "a/b/../../../outside/secret", "./../outside/secret", "link", "link/../x", "pipe", "a", "x/y", "x\0y",
-      "x\0/../../outside/secret",
-                    ("a/"):rep(600) .. "x", ("x"):rep(300), "nope" }
+  local escapes = {
+    "..", "../outside/secret", "a/../../outside/secret", "/etc/passwd", "//etc/passwd", "link/secret", "file", "etc/passwd",
+    "a/b/../../../outside/secret", "./../outside/secret", "link", "link/../x", "pipe", "a", "x/y", "x\0y", "x\0/../../outside/secret",
+    ("a/"):rep(600) .. "x", ("x"):rep(300), "nope",
+  }
   it("reads nothing else", function()
     for _, path in ipairs(escapes) do
       local text, why = act("read", path)
@@ -107,7 +107,7 @@ describe("the file tool", function()
 
   it("writes nowhere else", function()
     for _, path in ipairs { "..", "../new", "link/new", "file", "/tmp/new", "pipe", "a", "", ".", "x/y", "etc/new",
-      "a/../../outside/new" } do
+                            "a/../../outside/new" } do
       assert.is_nil((act("write", path, "gotcha")), path)
     end
     assert.are.equal("no\n", helper.read(outside .. "/secret"))
@@ -184,13 +184,16 @@ describe("the HTTP tool", function()
 
   it("asks nothing that is not on the list", function()
     local t = tool()
-    for _, address in ipairs { ("http://127.0.0.1:%d/"):format(port + 1), "http://example.org/", ("https://127.0.0.1:%d/"):format(port),
-                               ("http://localhost:%d/"):format(port), ("http://user@127.0.0.1:%d/"):format(port), "ftp://127.0.0.1/",
-                               ("http://127.0.0.1:%d@example.org/"):format(port), ("http://example.org#@127.0.0.1:%d/"):format(port),
-                               ("http://127.0.0.1:%d\\@example.org/"):format(port), "file:///etc/passwd", "//127.0.0.1/", "", "http://",
-                               ("http://127.0.0.1:%d /"):format(port), ("http://127.0.0.1:%d\r\nX: y/"):format(port),
-                               ("http://2130706433:%d/"):format(port), ("http://127.1:%d/"):format(port),
-                               ("http://127.0.0.1:%d/ä"):format(port), "http://127.0.0.1:99999/", "http://[::1]:80/" } do
+    local others = { "http://example.org/", "ftp://127.0.0.1/", "file:///etc/passwd", "//127.0.0.1/", "", "http://", "http://[::1]:80/",
+                     "http://127.0.0.1:99999/" }
+    for _, form in ipairs { "https://127.0.0.1:%d/", "http://localhost:%d/", "http://user@127.0.0.1:%d/", "http://127.0.0.1:%d@example.org/",
+                            "http://example.org#@127.0.0.1:%d/", "http://127.0.0.1:%d\\@example.org/", "http://127.0.0.1:%d /",
+                            "http://127.0.0.1:%d\r\nX: y/", "http://2130706433:%d/", "http://127.1:%d/", "http://127.0.0.1:%d/ä",
+                            "http://127.0.0.1.:%d/", "http://127.0.0.1:0%d@/" } do
+      others[#others + 1] = form:format(port)
+    end
+    others[#others + 1] = ("http://127.0.0.1:%d/"):format(port + 1)
+    for _, address in ipairs(others) do
       local text, why = run(t, { url = address })
       assert.is_nil(text, address)
       assert.are.equal("string", type(why))
