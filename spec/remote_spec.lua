@@ -337,6 +337,7 @@ describe("a remote", function()
     assert.equal(3, #seen "busy")
     fails("limit", "503: down.*come back in 999 s", ask "much_later")
     assert.equal(1, #seen "much_later")
+    fails("limit", "come back in %d+ s", ask "never")
     local nobody <close> = assert(fathom.remote { url = "http://127.0.0.1:1", retries = 1, patience = 0.001 })
     fails("network", "connect", nobody:generate(hi))
     assert.equal(2, nobody:stats().requests)
@@ -467,7 +468,7 @@ describe("a remote", function()
     local r <close> = connect "slow"
     local before = #seen "slow"
     do
-      local co = coroutine.create(function() return r:generate(hi) end)
+      local co = coroutine.create(function() return r:generate(hi, { n = 3 }) end)
       coroutine.resume(co)
       for _ = 1, 5 do
         r:step { ms = 20 }

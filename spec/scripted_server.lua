@@ -120,6 +120,7 @@ end
 
 function cases.busy(c) c:reply(429, '{"error": {"message": "too many"}}', "retry-after-ms: 1\r\n") end
 function cases.much_later(c) c:reply(503, "down", "Retry-After: 999\r\n", "text/plain") end
+function cases.never(c) c:reply(503, "down", "Retry-After: 1e999\r\n", "text/plain") end
 function cases.date(c, r, nth)
   if nth > 1 then return say(c, "back") end
   c:reply(503, "down", "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n", "text/plain")

@@ -11,7 +11,7 @@
 #include "net/address.h"
 
 enum { MAX_HEAD = 64 << 10, MAX_WAIT = 1000 };           // a server that sends more of a head is broken
-static const int64_t default_connect_ms = 10000, default_idle_ms = 120000, default_max_size = 64 << 20;
+static const int64_t default_connect_ms = 10000, default_idle_ms = 300000, default_max_size = 64 << 20;
 
 struct fm_client {
   CURLM *multi;

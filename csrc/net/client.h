@@ -23,7 +23,7 @@ typedef struct fm_request {
   const char *body;                /* NULL: none */
   int64_t body_size;
   int64_t connect_ms;              /* 10,000 */
-  int64_t idle_ms;                 /* without a byte from the server; 120,000 */
+  int64_t idle_ms;                 /* without a byte from the server; 300,000 */
   int64_t total_ms;                /* none */
   int64_t max_size;                /* bytes of the reply; 64 MiB */
   const char *proxy;               /* none: variables of the environment are not looked at */

@@ -8,31 +8,43 @@ desk.__index = desk
 -- @param how table      begin, drop, advance; label: its kind, for traces; slice_ms: how long one turn of a blocking loop
 --                       over pieces may wait
 function desk.new(backend, how)
-  return setmetatable({ backend = backend, live = {}, watchers = {}, label = how.label, begin = how.begin,
+  return setmetatable({ backend = backend, list = {}, n_live = 0, watchers = {}, label = how.label, begin = how.begin,
                         drop = how.drop, advance = how.advance, slice_ms = how.slice_ms }, desk)
 end
 
---- Takes a job in; it starts when its slot is free.
+--- Takes a job in; it starts now, or when those before it in its slot are over.
 function desk:add(job)
-  self.live[#self.live + 1] = job
-  self:pump()
+  local slot = job.slot
+  self.list[#self.list + 1] = job
+  self.n_live = self.n_live + 1
+  slot.waiting = slot.waiting or {}
+  table.insert(slot.waiting, job)
+  self:pump(slot)
+end
+
+--- Starts the next job of a slot that is free.
+function desk:pump(slot)
+  while not slot.current and slot.waiting[1] do
+    local job = table.remove(slot.waiting, 1)
+    if not job.done then job:start() end
+  end
 end
 
 --- The jobs at this moment, to loop over while some of them end.
-function desk:jobs() return table.move(self.live, 1, #self.live, 1, {}) end
-
---- Starts what can start.
-function desk:pump()
-  for _, job in ipairs(self:jobs()) do
-    if not job.done and not job.started and not job.slot.current then job:start() end
+function desk:jobs()
+  local out = {}
+  for _, job in ipairs(self.list) do
+    if not job.gone then out[#out + 1] = job end
   end
+  self.list = table.move(out, 1, #out, 1, {})
+  return out
 end
 
 --- Forgets a job that is over.
 function desk:remove(job)
-  for i, other in ipairs(self.live) do
-    if other == job then return table.remove(self.live, i) end
-  end
+  if job.gone then return end
+  job.gone = true
+  self.n_live = self.n_live - 1
 end
 
 --- Lets f be called behind each step until it returns false, as an engine does.
@@ -50,10 +62,9 @@ end
 --- Moves everything for at most ms.
 -- @return boolean whether work is left
 function desk:step(ms)
-  self:pump()
-  if self.live[1] then self:advance(ms) end
+  if self.n_live > 0 then self:advance(ms) end
   if self.watchers[1] then look_around(self) end
-  return self.live[1] ~= nil or self.watchers[1] ~= nil
+  return self.n_live > 0 or self.watchers[1] ~= nil
 end
 
 --- Cancels everything.

@@ -57,7 +57,7 @@ local function over(self)
   if self.how.finished then self.how.finished(self) end
   self.done = true
   note.over(self)
-  self.engine:pump()
+  self.engine:pump(self.slot)
 end
 
 --- Called by the desk when the slot is free.

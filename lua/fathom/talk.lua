@@ -141,15 +141,20 @@ function talk.fan_out(desk, o, prompt, drawn)
   for i = 1, group.n do
     jobs[i] = job.new(desk, {}, o, { sample = i - 1, group = group, drawn = drawn, prepare = function() return prompt end })
   end
-  for i, t in ipairs(jobs) do
-    local result, err = t:wait()
-    if not result then
-      for _, other in ipairs(jobs) do other:cancel() end
-      return nil, err
-    end
-    results[i] = result
+  local function cancel_all()
+    for _, t in ipairs(jobs) do t:cancel() end
   end
-  return results
+  -- a coroutine that is dropped while it waits here takes them all along
+  local guard = setmetatable({}, { __gc = function(g) if not g.kept then cancel_all() end end })
+  local err
+  for i, t in ipairs(jobs) do
+    results[i], err = t:wait()
+    if err then break end
+  end
+  guard.kept = true
+  if not err then return results end
+  cancel_all()
+  return nil, err
 end
 
 --- Several answers to one text. The session's messages stay as they are.

@@ -2,6 +2,7 @@
 ** client_test.c - the HTTP client against a listener of its own: replies, refusals of memory at every point, handles freed in any order.
 */
 #include <arpa/inet.h>
+#include <curl/curl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -106,6 +107,11 @@ static fm_status whole(int64_t *n_bytes, bool *right_head, fm_error *err) {
   return status;
 }
 
+/* A slow name server must not hold the thread that steps. */
+static void check_names(void) {
+  check(curl_version_info(CURLVERSION_NOW)->features & CURL_VERSION_ASYNCHDNS, "names are looked up beside");
+}
+
 static void check_reply(void) {
   fm_error err = { 0 };
   int64_t n = 0;
@@ -190,6 +196,7 @@ int main(void) {
   snprintf(url, sizeof url, "http://127.0.0.1:%d/", ntohs(a.sin_port));
   snprintf(silent_url, sizeof silent_url, "http://127.0.0.1:%d/silent", ntohs(a.sin_port));
   fm_set_allocator(counting, NULL);
+  check_names();
   check_reply();
   check_memory();
   check_orders();

@@ -14,6 +14,7 @@ call.__index = call
 
 local FIRST_WAIT_MS, LONGEST_WAIT_MS = 500, 30000
 local LONGEST_ASKED_MS = 120000                  -- a server that says to come back later than this is not waited for
+local MOST_MS = 1e12
 local again = { [408] = true, [409] = true, [429] = true }
 
 --- @param how table  open() -> transfer | nil, code, message; jobs (index -> job); answer's how; retries, patience; stats and
@@ -49,10 +50,10 @@ local function random() return (sampling.draw_seed() & 1023) / 1024 end
 -- How long the server asks to wait, in ms; nil: it does not say. A date counts from the server's own clock.
 local function asked_wait(transfer)
   local ms = tonumber(transfer:header "retry-after-ms")
-  if ms then return math.max(0, ms) end
+  if ms then return math.min(math.max(0, ms), MOST_MS) end
   local text = transfer:header "retry-after"
   if not text then return nil end
-  if tonumber(text) then return math.max(0, tonumber(text) * 1000) end
+  if tonumber(text) then return math.min(math.max(0, tonumber(text) * 1000), MOST_MS) end
   local function seconds(date)
     local d, month, y, h, m, s = (date or ""):match "(%d+) (%a+) (%d+) (%d+):(%d+):(%d+)"
     local at = d and ("JanFebMarAprMayJunJulAugSepOctNovDec"):find(month, 1, true)
@@ -60,7 +61,7 @@ local function asked_wait(transfer)
                             sec = tonumber(s) }
   end
   local at, from = seconds(text), seconds(transfer:header "date") or os.time(os.date("!*t"))
-  return at and math.max(0, (at - from) * 1000)
+  return at and math.min(math.max(0, (at - from) * 1000), MOST_MS)
 end
 
 -- Makes the request again, later, or gives it up.
@@ -69,7 +70,7 @@ local function retry(self, err, asked)
   local touched = self.answer and not self.answer:untouched()
   if touched or self.tries > how.retries then return self:fail(err) end
   if asked and asked > LONGEST_ASKED_MS then
-    return self:fail(fault.new("limit", err.message, ("the server says to come back in %d s"):format(asked // 1000)))
+    return self:fail(fault.new("limit", err.message, ("the server says to come back in %.0f s"):format(asked / 1000)))
   end
   local wait = math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * how.patience * 2 ^ (self.tries - 1))
   self:drop()

@@ -163,7 +163,7 @@ end
 local function advance(d, wait)
   local self = d.backend
   local soon = move_calls(self)
-  if #d.live == 0 then return end
+  if d.n_live == 0 then return end
   local _, code, message = self.client:step(math.min(wait, soon))
   if code then
     for _, t in ipairs(d:jobs()) do t:fail(fault.new(code, message)) end
@@ -186,7 +186,7 @@ end
 --   url          "https://api.deepseek.com", "http://127.0.0.1:8000/v1"; an address without a path gets /v1
 --   key, model   the bearer key (it stays out of messages, traces and tostring), the model's name there
 --   price        { input =, cached =, output = } of a million tokens: results have usage.cost, stats() the sum
---   timeout      seconds for a whole request, or { connect = 10, idle = 120, total = none }
+--   timeout      seconds for a whole request, or { connect = 10, idle = 300, total = none }
 --   retries      3; concurrency: 64 requests at once, more wait here
 --   headers      { [name] = value } besides; extra: fields of the request's JSON besides; fields: { [option] = the server's name }
 --   stream       true; false asks for whole replies. split_n: samples as requests of their own in place of one with n
