@@ -58,36 +58,40 @@ describe("the files of the page", function()
   end)
 end)
 
--- The reason why nothing can be tried here, or nil and the browser's path. A sanitizer watches C of ours, and slows the model.
-local function hindrance(which)
+-- The reason why no browser can be started here, or nil and its path.
+local function hindrance()
   if os.getenv "FATHOM_ASAN" then return "no C of ours in a browser: not under a sanitizer" end
   local browser = node.program("chromium", "chromium-browser", "google-chrome")
   if not browser then return "no Chromium here" end
   local ok, why = node.has "playwright-core"
   if not ok then return why end
-  local has_net, net = pcall(require, "fathom.net")
-  if which == "real" and not (has_net and net.server) then return "built without libmicrohttpd" end
   return nil, browser
 end
 
--- One run of a browser; each sentence is a behaviour that it must have reported as fine.
-local function behaves(which, sentences)
-  local report, why
+describe("the page", function()
+  local report, why, no_server
 
+  -- one run of one browser; what it reports is looked up below
   lazy_setup(function()
     local browser
-    why, browser = hindrance(which)
+    why, browser = hindrance()
     if why then return end
-    report = select(2, node.run("spec/page/test.mjs", { FATHOM_BROWSER = browser }, which, build .. "/page"))
+    local has_net, net = pcall(require, "fathom.net")
+    no_server = not (has_net and net.server) and "built without libmicrohttpd" or nil
+    report = "\n" .. select(2, node.run("spec/page/test.mjs", { FATHOM_BROWSER = browser }, build .. "/page", "odd",
+                                        not no_server and "real" or nil))
   end)
 
-  for _, sentence in ipairs(sentences) do
-    it(sentence, function()
-      if why then pending(why) return end
-      assert(("\n" .. report):find("\nok - " .. sentence, 1, true), report)
-    end)
+  local function behaves(sentences, hinders)
+    for _, sentence in ipairs(sentences) do
+      it(sentence, function()
+        local reason = why or hinders()
+        if reason then pending(reason) return end
+        assert(report:find("\nok - " .. sentence, 1, true), report)
+      end)
+    end
   end
-end
 
-describe("the page beside a server that misbehaves", function() behaves("odd", odd) end)
-describe("the page beside the real server", function() behaves("real", real) end)
+  describe("beside a server that misbehaves", function() behaves(odd, function() end) end)
+  describe("beside the real server", function() behaves(real, function() return no_server end) end)
+end)

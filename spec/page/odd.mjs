@@ -146,6 +146,8 @@ export async function odd(browser, shots) {
     await page.press("#question", "Enter");
     await page.waitForFunction(() => document.querySelectorAll(".sample:last-child .bars i").length === 8);
     same(await page.locator(".sample").last().locator(".bars .lost").count(), 1, "a vote that could not be read");
+    await page.locator(".votes summary").last().click();
+    same(await page.locator(".votes").last().locator("dd").first().textContent(), "Score: 7.333333333333333", "the text of a vote");
     await page.fill("#question", "slow");
     await page.press("#question", "Enter");
     await page.waitForSelector(".sample .think.on");

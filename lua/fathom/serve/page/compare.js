@@ -104,9 +104,10 @@ export class Compare {
     });
     s.view.draw();
     s.marks = el("div", { class: "marks" });
+    s.votes = el("div", { class: "votes" });
     s.badge = el("span", { class: "badge", hidden: true, text: "Best" });
     s.node = el("section", { class: "sample", "aria-label": `Answer ${letter(i)}` },
-      el("header", {}, el("h3", { text: letter(i) }), s.badge, s.marks), s.view.node);
+      el("header", {}, el("h3", { text: letter(i) }), s.badge, s.marks), s.view.node, s.votes);
     return s;
   }
 
@@ -183,30 +184,33 @@ export class Compare {
     s.badge.hidden = !best;
     s.node.classList.toggle("best", best);
     s.marks.replaceChildren();
+    s.votes.replaceChildren();
     if (!marks) return;
-    s.marks.title = marks.words;
     s.marks.append(el("span", { class: "bars", "aria-hidden": "true" }, ...marks.bars.map((share) => {
       const bar = el("i", { class: share === null ? "lost" : "" });
       bar.style.height = share === null ? "2px" : `${Math.max(8, 100 * share)}%`;
       return bar;
-    })), el("strong", { text: marks.score }), el("span", { class: "unseen", text: marks.words }));
+    })), el("strong", { text: marks.score }));
+    s.votes.append(el("details", { class: "think" },
+      el("summary", {}, el("span", { class: "label", text: "Votes" }), el("span", { class: "live", text: marks.lines.map(([short]) => short).join(", ") })),
+      el("dl", {}, ...marks.lines.flatMap(([short, long]) => [el("dt", { text: short }), el("dd", { text: long })]))));
   }
 }
 
-// What the judge says of answer k (from 0; the judge counts from 1): { score, words, bars } with a bar from 0 to 1 for each vote (null: it could not be
-// read), or in a tournament for each other answer. name(k) is what people call an answer.
+// What the judge says of answer k (from 0; the judge counts from 1): { score, bars, lines }. For each vote there is a bar from
+// 0 to 1 (null: it could not be read) and a line [short, long]; in a tournament for each other answer, which name(k) names.
 function marksOf(result, k, name) {
   if (result.matches) {
     const matches = result.matches.filter((m) => m.first === k + 1 || m.second === k + 1).map((m) => {
       const { a = 0, b = 0, tie = 0 } = m.counts;
-      const won = (m.first === k + 1 ? a : b) + tie / 2;
-      return { all: a + b + tie, won, other: (m.first === k + 1 ? m.second : m.first) - 1 };
+      const [won, lost] = m.first === k + 1 ? [a, b] : [b, a];
+      return { won, lost, tie, all: a + b + tie, other: name((m.first === k + 1 ? m.second : m.first) - 1) };
     });
-    return { score: percent(result.scores[k]), bars: matches.map((m) => (m.all ? m.won / m.all : null)),
-      words: matches.map((m) => `against ${name(m.other)} ${number(m.won)} of ${plural(m.all, "vote")}`).join(", ") };
+    return { score: percent(result.scores[k]), bars: matches.map((m) => (m.all ? (m.won + m.tie / 2) / m.all : null)),
+      lines: matches.map((m) => [`${m.won} : ${m.lost}`, `against ${m.other}` + (m.tie ? `, ${plural(m.tie, "tie")}` : "")]) };
   }
-  const votes = (result.votes?.[k] ?? []).map((v) => v.score ?? null);
+  const votes = result.votes?.[k] ?? [];
   const score = result.scores[k];
-  return { score: typeof score === "number" ? number(score) : "?", bars: votes.map((v) => v === null ? null : v / TOP_SCORE),
-    words: `votes: ${votes.map((v) => v ?? "not read").join(", ")}` };
+  return { score: typeof score === "number" ? number(score) : "?", bars: votes.map((v) => typeof v.score === "number" ? v.score / TOP_SCORE : null),
+    lines: votes.map((v) => [String(v.score ?? "not read"), (v.text ?? "").replace(/<\/?think>/g, "").trim()]) };
 }
