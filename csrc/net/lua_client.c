@@ -129,6 +129,15 @@ static int t_take(lua_State *L) {
   return 1;
 }
 
+/* transfer:news() -> whether bytes wait to be taken, or it is over */
+static int t_news(lua_State *L) {
+  int64_t size;
+  fm_transfer *t = get(L, 1, TRANSFER);
+  fm_transfer_body(t, &size);
+  lua_pushboolean(L, size > 0 || fm_transfer_now(t) != FM_TRANSFER_RUNNING);
+  return 1;
+}
+
 /* transfer:state() -> "running" | "done" | "failed", code, message */
 static int t_state(lua_State *L) {
   static const char *const name[] = { "running", "done", "failed" };
@@ -180,7 +189,7 @@ static int t_close(lua_State *L) {
 
 void fm_net_open_client(lua_State *L) {
   static const luaL_Reg of_client[] = { { "request", c_request }, { "step", c_step }, { NULL, NULL } };
-  static const luaL_Reg of_transfer[] = { { "take", t_take }, { "state", t_state }, { "status", t_status },
+  static const luaL_Reg of_transfer[] = { { "take", t_take }, { "news", t_news }, { "state", t_state }, { "status", t_status },
                                           { "header", t_header }, { NULL, NULL } };
   fm_net_class(L, CLIENT, of_client, c_close);
   fm_net_class(L, TRANSFER, of_transfer, t_close);

@@ -207,7 +207,7 @@ end
 --- Looks what has happened. Call it after each step of the client.
 function call:move()
   if self.state == "queued" or self.state == "waiting" and now() >= self.at then start(self) end
-  if self.state ~= "running" then return end
+  if self.state ~= "running" or not self.transfer:news() then return end
   local state, code, message = self.transfer:state()
   local status = self.transfer:status()
   if status and not take(self, status) then return end
