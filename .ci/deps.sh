@@ -4,10 +4,11 @@
 need=""
 want() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q "install ok installed" || need="$need $1"; }
 program() { command -v "${1%js}" >/dev/null || want "$1"; }   # may also come from elsewhere than apt
+library() { pkg-config --exists "$1" 2>/dev/null || want "$2"; }   # any flavour of it will do
 for set in "$@"; do
   case $set in
     build) for p in gcc libc6-dev make pkg-config lua5.4 liblua5.4-dev libcjson-dev libpcre2-dev libutf8proc-dev; do want $p; done ;;
-    net) for p in libcurl4-openssl-dev libmicrohttpd-dev; do want $p; done ;;
+    net) library libcurl libcurl4-openssl-dev; library libmicrohttpd libmicrohttpd-dev ;;
     test) for p in lua-busted xz-utils lua-luv lua-copas lua-cqueues; do want $p; done
           for p in chromium nodejs npm; do program $p; done ;;   # the server's and the page's specs
     lint) want lua-check ;;

@@ -179,6 +179,9 @@ function cases.open_end(c)
   c:send(data(delta { content = "done" }) .. data(delta({}, "stop")) .. "data: [DONE]\n\n")
 end
 
+function cases.no_reason(c) stream(c, { delta { content = "all said" }, usage }) end
+function cases.no_choice(c) stream(c, { usage }) end
+
 function cases.refused(c, r) c:reply(401, json.encode { error = { message = "wrong key: " .. r.headers.authorization } }) end
 function cases.too_long(c)
   c:reply(400, json.encode { error = { message = "This model's maximum context length is 4096 tokens" } })

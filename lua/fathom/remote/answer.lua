@@ -237,10 +237,10 @@ local bad_ends = {
 }
 local ends = { stop = "stop", length = "length", tool_calls = "stop", function_call = "stop" }
 
---- Whether every choice that was begun has been ended by the server, and there is one.
-function answer:complete()
+--- Whether there is a choice, and all that were begun have an end: a reason of their own, or the end of everything.
+function answer:complete(all_said)
   for _, c in pairs(self.choices) do
-    if not c.finish then return false end
+    if not c.finish and not all_said then return false end
   end
   return next(self.choices) ~= nil
 end

@@ -193,7 +193,7 @@ local function ended(self, status)
   if status ~= 200 then return refused(self, status) end
   if self.kind == "whole" then return whole(self) end
   if self.kind == "stream" then
-    if self.answer:complete() then return finish(self) end
+    if self.answer:complete(self.ended) then return finish(self) end
     return broke_off(self, "the stream ended before the reply was complete")
   end
   if self.kind == "other" then
@@ -213,7 +213,7 @@ function call:move()
   if status and not take(self, status) then return end
   if state == "failed" then
     if status and status ~= 200 and self.kind and code ~= "limit" then return refused(self, status) end
-    if self.kind == "stream" and (self.ended or code == "network" and self.answer:complete()) then return finish(self) end
+    if self.kind == "stream" and code == "network" and self.answer:complete(self.ended) then return finish(self) end
     return broke_off(self, message, code)
   end
   if state == "done" or self.ended then ended(self, status or 0) end
