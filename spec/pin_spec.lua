@@ -87,6 +87,22 @@ describe("a pin", function()
     assert.is_nil(state.err)
   end)
 
+  it("takes the trace of another kind of backend", function()
+    local spans = {}
+    local listener = fathom.trace(function(s) spans[#spans + 1] = s end)
+    local backend <close> = fathom.mock { replies = { "one", "<think>easy</think>two" } }
+    local function run(b)
+      local r = assert(b:generate(ask "a", { logit_bias = { [3] = 1.5 } }))
+      local t = assert(b:generate(ask "b", { seed = 9, schema = { x = "integer" } }))
+      return { r.answer, t.think, t.answer }
+    end
+    local texts = run(backend)
+    listener:close()
+    local offline, state = pin.backend(spans)
+    assert.same(texts, run(offline))
+    assert.equal(0, state:rest())
+  end)
+
   it("replays tool calls and failures", function()
     local tools = { calculator = { doc = "Evaluate an arithmetic expression.", args = { expression = "string" } } }
     local file = os.tmpname()

@@ -180,6 +180,7 @@ function pin.backend(where)
     -- what only reads a prompt for samples (max_tokens 0) is no request of the pipeline's
     if s.kind == "generate" and s.messages and (s.options or {}).max_tokens ~= 0 then
       local asked = json.copy(s.asked or s.options or {})
+      if s.drawn then asked.seed = nil end
       if asked.seed then self.seeds[asked.seed] = true end
       local flat = flatten(trace.plain(request_of(s.messages, asked, s.sample)), "", {})
       self.entries[#self.entries + 1] = { span = s, flat = flat, at = math.type(s.id) == "integer" and s.id or #self.entries }
@@ -238,7 +239,8 @@ local function record(path, pipeline, o)
   local backend, lines = recorder(model), {}
   local listener = trace.open(function(s)
     if s.kind == "generate" and s.backend == "mock" then
-      s.asked = note.asked(s.options or {}, nil, s.drawn)
+      s.asked = json.copy(s.options or {})
+      if s.drawn then s.asked.seed = nil end
       lines[#lines + 1] = { at = s.id, index = #lines, text = line_of(s) .. "\n" }
     end
   end)
