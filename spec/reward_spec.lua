@@ -128,6 +128,7 @@ describe("rewards", function()
     assert.matches("^test %d: ", why)
     assert.equal(0.0, (f { text = "no program" }))
     assert.equal(0.0, (f { text = "```lua\nfunction add(\n```" }))
+    assert.equal(0.0, (f { text = "```lua\nfunction other() end\n```" }))       -- its absence is no error that a test asks for
     assert.equal(0.0, (reward.tests { all = true } { text = good, reference = { "assert(add(1, 2) == 4)", "assert(true)" } }))
     local list = { { call = "f", args = { { 1, { a = "x" } } }, expected = { { 1, { a = "x" } }, 0.3 } } }
     assert.equal(1.0, (reward.tests { text = "```\nfunction f(t) print('hi') return { t, 0.1 + 0.2 } end\n```", reference = list }))

@@ -216,12 +216,6 @@ local known = {
   report = is.path, log = is.path, against = is.one_of(is.path, is.table), progress = is.callable, background = is.boolean,
 }
 
--- The answer that counts as the same one in a vote.
-local function default_key(s)
-  local text = tostring(s.answer or "")
-  return require("fathom.eval.answer").key(text)
-end
-
 local function scorers_of(given)
   if type(given) == "function" then return { score = given }, { "score" } end
   local out, names = {}, {}
@@ -251,7 +245,7 @@ local function prepare(opts)
   if not o.run and not o.backend then
     options.raise "fathom.eval: say who answers: run = a backend, or run = function(case, info)"
   end
-  o.run, o.key = o.run or ask, o.key or default_key
+  o.run, o.key = o.run or ask, o.key or require("fathom.reward").key
   o.scorers, o.names = scorers_of(o.scorers)
   o.name, o.repeats, o.seed = o.name or "evaluation", math.tointeger(o.repeats or 1), math.tointeger(o.seed or 1)
   o.threshold, o.width = o.threshold or 1, o.width

@@ -5,6 +5,7 @@ local fence = require "fathom.fence"
 local folder = require "fathom.eval.data.folder"
 local json = require "fathom.json"
 local options = require "fathom.options"
+local tests_of_lua = require "fathom.reward.tests"
 
 local exercism = {}
 
@@ -62,13 +63,9 @@ local value, why = f(input)
 return { value }, why ~= nil and value == nil
 ]]
 
---- Lua code in a reply: the last fenced block, or all of it.
+--- The program of a reply: its last fenced block, or all of it.
 -- @return string
-function exercism.code(text)
-  local code
-  for block in text:gmatch "```%a*[^\n]*\n(.-)\n?```" do code = block end
-  return code or text
-end
+function exercism.code(text) return tests_of_lua.code(text) or text end
 
 -- Why a test fails; nil: it passes.
 local function fails(code, test, limits)

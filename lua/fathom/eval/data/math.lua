@@ -1,17 +1,12 @@
 --- math.lua - sets of problems whose answer can be compared: GSM8K, SVAMP, MATH-500, MGSM in Chinese, arithmetic.
 
-local answer = require "fathom.eval.answer"
 local folder = require "fathom.eval.data.folder"
+local reward = require "fathom.reward"
 
 local sets = {}
 
 local ASK = "\n\nReason step by step, and put the final answer in \\boxed{}."
 local ASK_ZH = "\n\n请一步一步推理，并把最终答案放在 \\boxed{} 里。"
-
-local function accuracy(s)
-  local fine = answer.same(s.answer or "", s.reference)
-  return fine, not fine and ("%s, the answer is %s"):format(answer.key(s.answer or "") or "nothing", tostring(s.reference)) or nil
-end
 
 -- rows -> the options of an evaluation; case_of(row, i) -> case
 local function suite(what, name, dir, own, file, case_of, by)
@@ -19,8 +14,7 @@ local function suite(what, name, dir, own, file, case_of, by)
   if not rows then return nil, err end
   local cases = {}
   for i, row in ipairs(rows) do cases[i] = case_of(row, i) end
-  return { name = name, cases = cases, scorers = { accuracy = accuracy }, by = by or {},
-           key = function(s) return answer.key(s.answer or "") end }
+  return { name = name, cases = cases, scorers = { accuracy = reward.accuracy }, by = by or {} }
 end
 
 -- 18.0 is asked for as 18.
