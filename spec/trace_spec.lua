@@ -67,6 +67,15 @@ describe("a trace", function()
     assert.is_truthy(text:find("age of Rimu", 1, true))
   end)
 
+  it("holds schemas as the JSON they are: what is written is the same in every process", function()
+    local path, lines = traced(function()
+      span.open("generate", { args = fathom.schema { city = "string", days = fathom.int(1, 7) } }):close()
+    end)
+    os.remove(path)
+    assert.equal("object", lines[1].args.type)
+    assert.same({ type = "integer", minimum = 1, maximum = 7 }, lines[1].args.properties.days)
+  end)
+
   it("says in words what JSON cannot hold", function()
     local loop = {}
     loop.loop = loop

@@ -73,7 +73,9 @@ function plain(value, hidden, depth)
     if value ~= value or value == math.huge or value == -math.huge then return tostring(value) end
     return value
   end
-  if kind == "table" and not (getmetatable(value) or {}).__name then return plain_table(value, hidden, depth) end
+  -- an object of a library is told by its name; a schema, and what else says how JSON writes it, is data
+  local mt = kind == "table" and getmetatable(value) or {}
+  if kind == "table" and (not mt.__name or mt.__jsontype) then return plain_table(value, hidden, depth) end
   if kind == "function" or kind == "thread" then return nil end
   return clean_text(tostring(value), hidden)
 end
