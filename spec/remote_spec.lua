@@ -502,6 +502,32 @@ describe("a remote", function()
     end
   end)
 
+  it("goes where url says, whatever proxies the environment names", function()
+    local out = helper.script(("http_proxy=http://127.0.0.1:1 ALL_PROXY=http://127.0.0.1:1 LUA_CPATH='%s/?.so;;'"):format(helper.build), ([[
+      local r = assert(require("fathom").remote { url = "%s/plain", retries = 0 })
+      print(assert(r:generate { { role = "user", content = "hi" } }).answer) ]]):format(base))
+    assert.matches("It is 42", out)
+    local proxied <close> = connect("plain", { proxy = "http://127.0.0.1:1", retries = 0 })
+    fails("network", "connect", proxied:generate(hi))
+  end)
+
+  it("waits inside an event loop, beside its other work", function()
+    local out = helper.script(("LUA_CPATH='%s/?.so;;'"):format(helper.build), ([[
+      local uv, r = require "luv", assert(require("fathom").remote { url = "%s/shy" })
+      require("fathom.loop").luv()
+      local ticks, done, clock = 0, 0, uv.new_timer()
+      clock:start(5, 5, function() ticks = ticks + 1 if done == 2 then clock:close() end end)
+      for _ = 1, 2 do
+        coroutine.wrap(function()
+          print(assert(r:generate { { role = "user", content = "hi" } }).answer)
+          done = done + 1
+        end)()
+      end
+      uv.run()
+      print(ticks > 3 and "the clock had its turn") ]]):format(base))
+    assert.matches("here\nhere\nthe clock had its turn", out)
+  end)
+
   it("checks certificates, unless it is told whom to trust", function()
     if not os.execute "command -v openssl >/dev/null" then return pending "no openssl here" end
     local folder, remove = helper.folder()

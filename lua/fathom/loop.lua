@@ -24,7 +24,7 @@ function loop.luv(ms)
   local uv = require "luv"
   install("loop.luv", ms, function(handle, slice)
     local co, timer = coroutine.running(), uv.new_timer()
-    timer:start(0, 0, function()
+    timer:start(1, 0, function()      -- 0 would come at once again, before any other timer
       timer:close()
       step(handle, slice)
       assert(coroutine.resume(co))
