@@ -78,6 +78,7 @@ describe("the command", function()
     assert.matches("accuracy +100.0 %%", out)
     os.remove(report .. ".jsonl")
     os.remove(report .. ".json")
+    os.remove(report .. ".html")
     for call, why in pairs { ["eval gsm8x --data x"] = "did you mean 'gsm8k'", ["eval gsm8k"] = "wants %-%-data",
                              ["eval gsm8k a b --data x"] = "one DIR" } do
       out, err, status = run(call)

@@ -120,7 +120,8 @@ local function new_rows(list)
     for k, v in pairs(case) do
       if type(v) == "string" or type(v) == "number" or type(v) == "boolean" then fields[k] = v end
     end
-    rows[i] = { id = case.id, prompt = cases.text(case), reference = cases.reference(case), fields = fields, samples = {} }
+    rows[i] = { id = case.id, prompt = trace.plain(cases.text(case)), reference = trace.plain(cases.reference(case)),
+                fields = fields, samples = {} }
   end
   return rows
 end
@@ -155,8 +156,8 @@ local function report_of(o, list, rows, cancelled)
   local sums = summary.of(kept, { names = o.names, threshold = o.threshold, seed = o.seed, metrics = o.metrics,
                                   by = o.by or cases.fields(list) })
   for _, row in ipairs(kept) do row.fields = nil end
-  return { name = o.name, seed = o.seed, repeats = o.repeats, threshold = o.threshold, cases = #kept, scorers = o.names,
-           cancelled = cancelled, model = o.model_note, options = trace.plain(o.options or json.object {}), note = o.note,
+  return { name = trace.plain(o.name), seed = o.seed, repeats = o.repeats, threshold = o.threshold, cases = #kept, scorers = o.names,
+           cancelled = cancelled, model = o.model_note, options = trace.plain(o.options or json.object {}), note = trace.plain(o.note),
            scores = json.array(sums.scores), slices = json.array(sums.slices), metrics = json.array(sums.metrics),
            totals = sums.totals, rows = json.array(kept) }
 end
@@ -284,7 +285,7 @@ end
 --   repeats   (1) samples of a case; seed (1), from which each sample has its own; options of the generations
 --   key       function(sample) -> the answer that counts as the same in a vote; threshold (1): the score from which one is right
 --   by        fields for slices (found where absent); metrics: name -> function(rows, seed) -> number or { mean =, low =, high = }
---   report    a path that ends in .html, .json or .xml (JUnit), or without an ending for all three
+--   report    where it is written: PATH.html or PATH.json gives both, PATH.xml JUnit, PATH without an ending or a folder all three
 --   log       a file of finished samples, from which a stopped evaluation goes on; against: an earlier report, or its JSON file
 --   progress  function(done, total, { rate =, remaining =, seconds =, errors = }); width: so many at once; most: so many cases
 --   background  give a task at once; it moves with the backend's steps. backend (for run functions), name, note

@@ -3,6 +3,7 @@
 local fault = require "fathom.fault"
 local jsonl = require "fathom.jsonl"
 local options = require "fathom.options"
+local trace = require "fathom.trace"
 
 local cases = {}
 
@@ -22,7 +23,7 @@ local function named(list)
     if type(case) ~= "table" then options.raise(("fathom.eval: case %d is a %s, not a table"):format(i, type(case))) end
     local copy = {}
     for k, v in pairs(case) do copy[k] = v end
-    copy.id = tostring(case.id == nil and i or case.id)
+    copy.id = trace.plain(tostring(case.id == nil and i or case.id))          -- UTF-8, as it is written
     if seen[copy.id] then return fault.give("format", ("two cases have the id %s"):format(copy.id)) end
     seen[copy.id] = true
     out[i] = copy

@@ -42,15 +42,33 @@ local function put(path, text)
   return fault.give("io", ("the report %s cannot be written: %s"):format(path, why))
 end
 
+local function is_folder(path)
+  if path:sub(-1) == "/" then return true end
+  local f = io.open(path, "rb")
+  if not f then return false end
+  local _, _, code = f:read(1)
+  f:close()
+  return code == 21                                      -- EISDIR
+end
+
+-- path -> its beginning, and the endings that are written
+local function places(path)
+  if is_folder(path) then return path:gsub("/*$", "") .. "/report", { "json", "xml", "html" } end
+  local base, kind = path:match "^(.*)%.(%l+)$"
+  if kind == "xml" then return base, { "xml" } end
+  if kind == "html" or kind == "json" then return base, { "json", "html" } end
+  return path, { "json", "xml", "html" }
+end
+
 --- Writes a report.
 -- @param report table
--- @param path string  ends in .json, .xml (JUnit) or .html; with another ending, or none, all three are written, each with its own
+-- @param path string  ends in .html or .json: both are written, the page and its numbers; in .xml: JUnit; without such an ending all
+--   three, each with its own; a folder: all three, as report.*
 -- @return true, or nil, err
 function files.write(report, path)
-  local kind = path:match "%.(%l+)$"
-  if makers[kind] then return put(path, makers[kind](report)) end
-  for _, ending in ipairs { "json", "xml", "html" } do
-    local ok, err = put(path .. "." .. ending, makers[ending](report))
+  local base, kinds = places(path)
+  for _, kind in ipairs(kinds) do
+    local ok, err = put(base .. "." .. kind, makers[kind](report))
     if not ok then return nil, err end
   end
   return true

@@ -48,6 +48,7 @@ local function curves(rows, name, threshold, seed)
     end
     pass[#pass + 1], maj[#maj + 1] = stats.estimate(passed, seed), stats.estimate(voted, seed)
     pass[#pass].k, maj[#maj].k = k, k
+    pass[#pass].name, maj[#maj].name = "pass@" .. k, "maj@" .. k
   end
   return pass, maj
 end
