@@ -247,32 +247,30 @@ end)
 
 -- A bedroom, a shut door east, a kitchen with a stove; in the bedroom a locked chest with milk, its key on the bed.
 local function small_game()
-  local function fact(name, ...)
-    local arguments = {}
-    for i, id in ipairs { ... } do arguments[i] = { name = id, type = id:match "^%a" } end
+  local function fact(text)
+    local name, arguments = text:match "^%s*(%S+)", {}
+    for id in text:gmatch "%f[%w_]%a_?%d*%f[^%w_]" do
+      if id ~= name then arguments[#arguments + 1] = { name = id, type = id:match "^%a" } end
+    end
     return { name = name, arguments = arguments }
   end
-  local facts = { fact("at", "P", "r_0"), fact("at", "c_0", "r_0"), fact("at", "s_0", "r_0"), fact("at", "s_1", "r_1"), fact("locked",
-      "c_0"),
-                  fact("match", "k_0", "c_0"), fact("on", "k_0", "s_0"), fact("in", "f_0", "c_0"), fact("edible", "f_0"),
-                      fact("closed", "d_0"),
-                  fact("link", "r_0", "d_0", "r_1"), fact("link", "r_1", "d_0", "r_0"), fact("east_of", "r_1", "r_0"), fact("west_of",
-                      "r_0", "r_1") }
-  local infos = {}
-  for id, name in pairs { r_0 = "bedroom", r_1 = "kitchen", c_0 = "chest", s_0 = "bed", s_1 = "stove", k_0 = "old key", f_0 = "milk",
-      d_0 = "door" } do
-    infos[#infos + 1] = { id, { name = name, type = id:match "^%a" } }
+  local facts, infos = {}, {}
+  for text in ([[at P r_0; at c_0 r_0; at s_0 r_0; at s_1 r_1; locked c_0; match k_0 c_0; on k_0 s_0; in f_0 c_0; edible f_0; closed d_0;
+                 link r_0 d_0 r_1; link r_1 d_0 r_0; east_of r_1 r_0; west_of r_0 r_1]]):gmatch "[^;]+" do
+    facts[#facts + 1] = fact(text)
   end
-  local function quest(reward, condition, lost)
-    return { reward = reward, win_events = condition and { { condition = { preconditions = { condition } } } } or {},
-             fail_events = lost and { { condition = { preconditions = { lost } } } } or {} }
+  local names = { r_0 = "bedroom", r_1 = "kitchen", c_0 = "chest", s_0 = "bed", s_1 = "stove", k_0 = "old key", f_0 = "milk", d_0 = "door" }
+  for id, name in pairs(names) do infos[#infos + 1] = { id, { name = name, type = id:match "^%a" } } end
+  local function quest(reward, won, lost)
+    local function events(text) return text and { { condition = { preconditions = { fact(text) } } } } or {} end
+    return { reward = reward, win_events = events(won), fail_events = events(lost) }
   end
   return { world = facts, infos = infos, objective = "Put the milk on the stove.",
-           quests = { quest(1, fact("in", "k_0", "I")), quest(1, fact("on", "f_0", "s_1")), quest(0, nil, fact("eaten", "f_0")) } }
+           quests = { quest(1, "in k_0 I"), quest(1, "on f_0 s_1"), quest(0, nil, "eaten f_0") } }
 end
 
 local walk = { "take old key from bed", "unlock chest with old key", "open chest", "take milk from chest", "open door", "go east",
-    "put milk on stove" }
+               "put milk on stove" }
 
 describe("TextWorld", function()
   it("plays a game by its facts", function()
