@@ -2,150 +2,37 @@
 ** server.c - an HTTP server that moves when it is stepped.
 */
 #define _GNU_SOURCE
-#include "net/server.h"
-
-#include <arpa/inet.h>
 #include <errno.h>
-#include <microhttpd.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/mem.h"
-#include "net/door.h"
+#include "net/serving.h"
 
-enum { BLOCK = 16 << 10, ROUNDS = 16, FAR_TOO_LARGE = 8, MAX_NAP_MS = 250, CONNECTION_MEMORY = 48 << 10 };
-
-typedef enum { IDLE, HEAD, BODY, WORK } phase;
-
-typedef struct connection {                               /* lives as long as its socket */
-  struct connection *next, *before;
-  int fd;
-  phase phase;
-  int64_t since_ms;                                       /* the beginning of the phase */
-} connection;
-
-struct fm_exchange {
-  fm_server *server;                                      /* NULL when it is over */
-  fm_exchange *next, *before;                             /* in server->live */
-  fm_exchange *later;                                     /* in server->ready */
-  struct MHD_Connection *connection;                      /* NULL when it is over */
-  connection *socket;
-  int counts;                                             /* libmicrohttpd's, and the caller's */
-  bool ready, asleep, dropped, streams, finished, begun;
-  const fm_refusal *refusal;                              /* answered here, without the caller */
-  struct MHD_Response *answer;                            /* waits to be queued */
-  int status;
-  char *method, *path, address[INET6_ADDRSTRLEN];
-  char *body, *out;
-  int64_t body_size, body_cap, skipped, out_at, out_size, out_cap, moved_ms;
-};
-
-struct fm_server {
-  struct MHD_Daemon *daemon;
-  fm_server_options o;
-  fm_door door;
-  connection *connections;
-  fm_exchange *live, *first_ready, *last_ready;
-  struct pollfd *fds;
-  int64_t n_fds_cap, swept_ms;
-  fm_server_counts n;
-};
+enum { ROUNDS = 16, FAR_TOO_LARGE = 8, MAX_NAP_MS = 250, CONNECTION_MEMORY = 48 << 10 };
 
 static const fm_refusal too_large = { 413, "body_too_large", "the body of the request is too large" };
+static const fm_refusal odd_path = { 400, "malformed_request", "the path of the request holds a zero" };
 static const fm_refusal busy = { 503, "too_busy", "the server holds too many requests, try again later" };
 static const fm_refusal slow = { 408, "request_timeout", "the request did not come in time" };
 
-static int64_t now(void) {
+int64_t fm_serving_now(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);
   return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
-/* ---- exchanges: life ---------------------------------------------------------------------------------- */
-
-static void enter(connection *c, phase p) {
+void fm_connection_enter(fm_connection *c, fm_phase p) {
   if (!c) return;
   c->phase = p;
-  c->since_ms = now();
+  c->since_ms = fm_serving_now();
 }
 
-static void release(fm_exchange *x) {
-  if (--x->counts > 0) return;
-  if (x->answer) MHD_destroy_response(x->answer);
-  fm_free(x->method);
-  fm_free(x->path);
-  fm_free(x->body);
-  fm_free(x->out);
-  fm_free(x);
-}
-
-static void wake(fm_exchange *x) {
-  if (!x->connection || !x->asleep) return;
-  x->asleep = false;
-  MHD_resume_connection(x->connection);
-}
-
-static void sleep_now(fm_exchange *x) {
-  x->asleep = true;
-  MHD_suspend_connection(x->connection);
-}
-
-/* What was said is let through and the rest is not waited for. */
-static void hang_up(fm_exchange *x) {
-  if (!x->connection || x->dropped) return;
-  x->dropped = true;
-  shutdown(x->socket->fd, SHUT_RDWR);
-  wake(x);
-}
-
-static connection *socket_of(struct MHD_Connection *c) {
+fm_connection *fm_connection_of(struct MHD_Connection *c) {
   const union MHD_ConnectionInfo *info = MHD_get_connection_info(c, MHD_CONNECTION_INFO_SOCKET_CONTEXT);
   return info ? info->socket_context : NULL;
-}
-
-static void read_address(fm_exchange *x) {
-  const union MHD_ConnectionInfo *info = MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
-  const struct sockaddr *a = info ? info->client_addr : NULL;
-  const void *bytes = !a ? NULL : a->sa_family == AF_INET6 ? (const void *)&((const struct sockaddr_in6 *)a)->sin6_addr
-                                                           : (const void *)&((const struct sockaddr_in *)a)->sin_addr;
-  if (!bytes || !inet_ntop(a->sa_family, bytes, x->address, sizeof x->address)) strcpy(x->address, "?");
-}
-
-static fm_exchange *exchange_new(fm_server *s, struct MHD_Connection *c, const char *url, const char *method) {
-  fm_exchange *x = fm_zalloc(sizeof *x);
-  if (!x) return NULL;
-  *x = (fm_exchange){ .server = s, .connection = c, .socket = socket_of(c), .counts = 1, .moved_ms = now() };
-  x->method = fm_strndup(method, strlen(method));
-  x->path = fm_strndup(url, strlen(url));
-  if (!x->method || !x->path || !x->socket) {
-    release(x);
-    return NULL;
-  }
-  read_address(x);
-  x->next = s->live;
-  if (s->live) s->live->before = x;
-  s->live = x;
-  s->n.exchanges++;
-  return x;
-}
-
-static void forget_body(fm_exchange *x) {
-  if (x->server) x->server->n.body_bytes -= x->body_size;
-  fm_free(x->body);
-  x->body = NULL;
-  x->body_size = x->body_cap = 0;
-}
-
-/* Takes x out of the server's lists. */
-static void leave(fm_exchange *x) {
-  fm_server *s = x->server;
-  if (x->before) x->before->next = x->next;
-  else s->live = x->next;
-  if (x->next) x->next->before = x->before;
-  x->next = x->before = NULL;
-  s->n.exchanges--;
 }
 
 /* ---- libmicrohttpd's side ------------------------------------------------------------------------------ */
@@ -153,7 +40,7 @@ static void leave(fm_exchange *x) {
 static void on_connection(void *cls, struct MHD_Connection *mc, void **context, enum MHD_ConnectionNotificationCode what) {
   fm_server *s = cls;
   if (what == MHD_CONNECTION_NOTIFY_CLOSED) {
-    connection *c = *context;
+    fm_connection *c = *context;
     if (!c) return;
     if (c->before) c->before->next = c->next;
     else s->connections = c->next;
@@ -163,18 +50,20 @@ static void on_connection(void *cls, struct MHD_Connection *mc, void **context, 
     return;
   }
   const union MHD_ConnectionInfo *info = MHD_get_connection_info(mc, MHD_CONNECTION_INFO_CONNECTION_FD);
-  connection *c = fm_zalloc(sizeof *c);
+  fm_connection *c = fm_zalloc(sizeof *c);
   if (!c) return;                                         // its requests find no socket, and are refused
-  *c = (connection){ .next = s->connections, .fd = info->connect_fd, .phase = IDLE, .since_ms = now() };
+  *c = (fm_connection){ .next = s->connections, .fd = info->connect_fd, .phase = IDLE, .since_ms = fm_serving_now() };
   if (s->connections) s->connections->before = c;
   s->connections = c;
   s->n.connections++;
   *context = c;
 }
 
-static void *on_uri(void *cls, const char *uri, struct MHD_Connection *c) {
-  (void)cls, (void)uri;
-  enter(socket_of(c), HEAD);
+static void *on_uri(void *cls, const char *uri, struct MHD_Connection *mc) {
+  fm_connection *c = fm_connection_of(mc);
+  (void)cls;
+  fm_connection_enter(c, HEAD);
+  if (c) c->odd_path = strstr(uri, "%00") != NULL;        // unescaped, it would end there
   return NULL;
 }
 
@@ -183,63 +72,20 @@ static void on_completed(void *cls, struct MHD_Connection *c, void **context, en
   fm_exchange *x = *context;
   if (!x) return;
   *context = NULL;
-  enter(socket_of(c), IDLE);
+  fm_connection_enter(fm_connection_of(c), IDLE);
   if (why != MHD_REQUEST_TERMINATED_COMPLETED_OK) {
     x->dropped = true;
     s->n.dropped++;
   }
-  leave(x);
-  forget_body(x);
-  x->server = NULL;
-  x->connection = NULL;
-  x->socket = NULL;
-  release(x);
-}
-
-/* Gives what the caller wrote; falls asleep when there is nothing. */
-static ssize_t on_read(void *cls, uint64_t at, char *buf, size_t max) {
-  fm_exchange *x = cls;
-  (void)at;
-  if (x->dropped) return MHD_CONTENT_READER_END_WITH_ERROR;
-  int64_t n = x->out_size - x->out_at;
-  if (n == 0 && x->finished) return MHD_CONTENT_READER_END_OF_STREAM;
-  if (n == 0) {
-    sleep_now(x);
-    return 0;
-  }
-  if (n > (int64_t)max) n = (int64_t)max;
-  memcpy(buf, x->out + x->out_at, (size_t)n);
-  x->out_at += n;
-  if (x->out_at == x->out_size) x->out_at = x->out_size = 0;
-  x->moved_ms = now();
-  x->server->n.bytes_out += n;
-  return (ssize_t)n;
-}
-
-static enum MHD_Result queue(fm_exchange *x) {
-  enum MHD_Result done = MHD_queue_response(x->connection, (unsigned)x->status, x->answer);
-  MHD_destroy_response(x->answer);
-  x->answer = NULL;
-  x->begun = true;
-  return done;
-}
-
-static enum MHD_Result refuse(fm_exchange *x) {
-  char body[512];
-  size_t len = fm_refusal_body(x->refusal, body, sizeof body);
-  x->answer = MHD_create_response_from_buffer(len, body, MHD_RESPMEM_MUST_COPY);
-  if (!x->answer) return MHD_NO;
-  MHD_add_response_header(x->answer, "Content-Type", "application/json");
-  if (x->refusal->status == 503) MHD_add_response_header(x->answer, "Retry-After", "1");
-  x->status = x->refusal->status;
-  return queue(x);
+  fm_exchange_over(x);
 }
 
 static enum MHD_Result begin(fm_server *s, struct MHD_Connection *c, const char *url, const char *method, void **context) {
-  fm_exchange *x = exchange_new(s, c, url, method);
+  fm_exchange *x = fm_exchange_new(s, c, url, method);
   if (!x) return MHD_NO;
   *context = x;
-  enter(x->socket, BODY);
+  fm_connection_enter(x->socket, BODY);
+  if (x->socket->odd_path) x->refusal = &odd_path;
   const char *said = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Content-Length");
   int64_t size = said ? strtoll(said, NULL, 10) : 0;
   if (size <= s->o.max_body) return MHD_YES;
@@ -247,7 +93,7 @@ static enum MHD_Result begin(fm_server *s, struct MHD_Connection *c, const char 
   s->n.too_large++;
   // who asks first, or means far too much, hears it at once; others when they have said it all, or they would not listen
   bool asks = MHD_lookup_connection_value(c, MHD_HEADER_KIND, "Expect") != NULL;
-  return asks || size / FAR_TOO_LARGE > s->o.max_body ? refuse(x) : MHD_YES;
+  return asks || size / FAR_TOO_LARGE > s->o.max_body ? fm_exchange_refuse(x) : MHD_YES;
 }
 
 static enum MHD_Result append(fm_server *s, fm_exchange *x, const char *data, size_t size) {
@@ -261,7 +107,7 @@ static enum MHD_Result append(fm_server *s, fm_exchange *x, const char *data, si
     s->n.busy++;
   }
   if (x->refusal) {
-    forget_body(x);
+    fm_exchange_forget_body(x);
     x->skipped += (int64_t)size;
     return x->skipped / FAR_TOO_LARGE > s->o.max_body ? MHD_NO : MHD_YES;
   }
@@ -291,14 +137,14 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *c, const cha
     return go_on;
   }
   if (x->begun) return MHD_YES;
-  if (x->refusal) return refuse(x);
+  if (x->refusal) return fm_exchange_refuse(x);
   if (x->dropped) return MHD_NO;
-  if (x->answer) return queue(x);
+  if (x->answer) return fm_exchange_queue(x);
   if (!x->ready) {
-    enter(x->socket, WORK);
+    fm_connection_enter(x->socket, WORK);
     line_up(s, x);
   }
-  sleep_now(x);
+  fm_exchange_sleep(x);
   return MHD_YES;
 }
 
@@ -341,11 +187,11 @@ fm_status fm_server_open(fm_server **out, const fm_server_options *o, fm_error *
 void fm_server_close(fm_server *s) {
   if (!s) return;
   // libmicrohttpd ends the program when it is stopped while somebody sleeps
-  for (fm_exchange *x = s->live; x; x = x->next) hang_up(x);
+  for (fm_exchange *x = s->live; x; x = x->next) fm_exchange_drop(x);
   if (s->daemon) MHD_stop_daemon(s->daemon);
   for (fm_exchange *x = s->first_ready, *later; x; x = later) {
     later = x->later;
-    release(x);
+    fm_exchange_release(x);
   }
   fm_door_close(&s->door);
   fm_free(s->fds);
@@ -377,7 +223,7 @@ static void admit(void *user, int fd, const struct sockaddr *address, socklen_t 
 static void sweep(fm_server *s, int64_t t) {
   if (t - s->swept_ms < MAX_NAP_MS / 2) return;
   s->swept_ms = t;
-  for (connection *c = s->connections; c; c = c->next) {
+  for (fm_connection *c = s->connections; c; c = c->next) {
     int64_t age = t - c->since_ms;
     bool late = (c->phase == HEAD && age > s->o.head_ms) || (c->phase == BODY && age > s->o.body_ms);
     if (late) {
@@ -385,13 +231,13 @@ static void sweep(fm_server *s, int64_t t) {
       fm_refuse(c->fd, &slow);
     }
     if (!late && !(c->phase == IDLE && age > s->o.idle_ms)) continue;
-    enter(c, WORK);                                       // once is enough
+    fm_connection_enter(c, WORK);                                       // once is enough
     shutdown(c->fd, SHUT_RDWR);
   }
   for (fm_exchange *x = s->live; x; x = x->next) {
     if (x->dropped || fm_exchange_pending(x) == 0 || t - x->moved_ms <= s->o.stall_ms) continue;
     s->n.stalled++;
-    hang_up(x);
+    fm_exchange_drop(x);
   }
 }
 
@@ -427,13 +273,13 @@ void fm_server_step(fm_server *s, int wait_ms) {
     int i = n_door + 1;
     for (fm_exchange *x = s->live, *next; x && i < n; x = next) {
       next = x->next;
-      if (x->ready && s->fds[i++].revents) hang_up(x);
+      if (x->ready && s->fds[i++].revents) fm_exchange_drop(x);
     }
-    fm_door_step(&s->door, s->fds, n_door, now(), s->o.max_connections - s->n.connections, admit, s);
+    fm_door_step(&s->door, s->fds, n_door, fm_serving_now(), s->o.max_connections - s->n.connections, admit, s);
   } else {
-    fm_door_step(&s->door, s->fds, 0, now(), 0, admit, s);
+    fm_door_step(&s->door, s->fds, 0, fm_serving_now(), 0, admit, s);
   }
-  sweep(s, now());
+  sweep(s, fm_serving_now());
   run(s);
 }
 
@@ -446,96 +292,3 @@ fm_exchange *fm_server_take(fm_server *s) {
   return x;
 }
 
-/* ---- exchanges: the caller's side ---------------------------------------------------------------------------- */
-
-const char *fm_exchange_method(const fm_exchange *x) { return x->method; }
-const char *fm_exchange_path(const fm_exchange *x) { return x->path; }
-const char *fm_exchange_address(const fm_exchange *x) { return x->address; }
-int64_t fm_exchange_pending(const fm_exchange *x) { return x->out_size - x->out_at; }
-bool fm_exchange_gone(const fm_exchange *x) { return !x->connection || x->dropped; }
-
-const char *fm_exchange_body(const fm_exchange *x, int64_t *size) {
-  *size = x->body_size;
-  return x->body ? x->body : "";
-}
-
-typedef struct visitor { fm_field_fn *f; void *user; } visitor;
-
-static enum MHD_Result visit(void *cls, enum MHD_ValueKind kind, const char *name, const char *value) {
-  visitor *v = cls;
-  (void)kind;
-  v->f(v->user, name, value);
-  return MHD_YES;
-}
-
-void fm_exchange_fields(const fm_exchange *x, bool is_query, fm_field_fn *f, void *user) {
-  visitor v = { f, user };
-  if (x->connection) MHD_get_connection_values(x->connection, is_query ? MHD_GET_ARGUMENT_KIND : MHD_HEADER_KIND, visit, &v);
-}
-
-void fm_exchange_drop(fm_exchange *x) { hang_up(x); }
-
-void fm_exchange_free(fm_exchange *x) {
-  if (!x) return;
-  if (!x->answer && !x->begun) hang_up(x);
-  if (x->streams && !x->finished) hang_up(x);
-  release(x);
-}
-
-static fm_status answer(fm_exchange *x, int status, const char *const *headers, int n_headers, struct MHD_Response *r, fm_error *err) {
-  if (!r) return fm_no_memory(err, 0);
-  for (int i = 0; i < n_headers; i++)
-    if (MHD_add_response_header(r, headers[2 * i], headers[2 * i + 1]) != MHD_YES) {
-      MHD_destroy_response(r);
-      return fm_fail(err, FM_EINVAL, "the header %s cannot be sent", headers[2 * i]);
-    }
-  x->answer = r;
-  x->status = status;
-  forget_body(x);
-  wake(x);
-  return FM_OK;
-}
-
-static fm_status may_answer(const fm_exchange *x, fm_error *err) {
-  return x->answer || x->begun ? fm_fail(err, FM_EINVAL, "the request has its answer already") : FM_OK;
-}
-
-fm_status fm_exchange_reply(fm_exchange *x, int status, const char *const *headers, int n_headers, const char *body,
-                            int64_t size, fm_error *err) {
-  TRY(may_answer(x, err));
-  if (fm_exchange_gone(x)) return FM_OK;
-  TRY(answer(x, status, headers, n_headers,
-             MHD_create_response_from_buffer((size_t)size, (void *)(uintptr_t)body, MHD_RESPMEM_MUST_COPY), err));
-  x->server->n.bytes_out += size;
-  return FM_OK;
-}
-
-fm_status fm_exchange_begin(fm_exchange *x, int status, const char *const *headers, int n_headers, fm_error *err) {
-  TRY(may_answer(x, err));
-  if (fm_exchange_gone(x)) return FM_OK;
-  TRY(answer(x, status, headers, n_headers, MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, BLOCK, on_read, x, NULL), err));
-  x->streams = true;
-  return FM_OK;
-}
-
-fm_status fm_exchange_write(fm_exchange *x, const char *data, int64_t size, fm_error *err) {
-  if (fm_exchange_gone(x)) return FM_OK;
-  if (!x->streams || x->finished) return fm_fail(err, FM_EINVAL, "the answer of this request takes no more");
-  if (x->out_at > 0) {
-    memmove(x->out, x->out + x->out_at, (size_t)(x->out_size - x->out_at));
-    x->out_size -= x->out_at;
-    x->out_at = 0;
-  }
-  TRY(fm_grow(&x->out, &x->out_cap, x->out_size + size, 1, err));
-  if (x->out_size == 0) x->moved_ms = now();
-  memcpy(x->out + x->out_size, data, (size_t)size);
-  x->out_size += size;
-  wake(x);
-  return FM_OK;
-}
-
-void fm_exchange_finish(fm_exchange *x) {
-  if (!x->streams || x->finished) return;
-  x->finished = true;
-  wake(x);
-}

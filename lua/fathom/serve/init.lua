@@ -66,7 +66,7 @@ local function advance(self, job)
   local c = job.call
   if c.exchange:gone() then
     if coroutine.status(job.co) == "suspended" then coroutine.close(job.co) end
-    c.status = not job.answered and 499 or c.status
+    c.status = 499                                     -- nginx's word for a client that went away
     return finish(self, job)
   end
   if job.ready and not job.ready() then return true end
@@ -95,6 +95,7 @@ local function begin(self, exchange, info)
     routes.check(self, c)
     if refusal then error(refusal, 0) end
     if self.stopping and entry.limited then error(stopping_refusal(), 0) end
+    if self.model.closed and entry.limited then wire.refuse(503, "the model is closed", nil, "model_closed") end
     if entry.limited then job.leave = limits.enter(self, c.address) end
     return entry.handler(c)
   end)
