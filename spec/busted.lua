@@ -3,7 +3,8 @@
 local roots = { "spec" }
 if os.getenv "FATHOM_ASAN" then
   roots = {}
-  for name in ("apart api batch cache checkpoint debug fence golden grammar net remote store tokenizer window"):gmatch "%a+" do
+  for name in ("apart api batch cache checkpoint debug fence golden grammar net remote serve_bad serve_flow store tokenizer window")
+    :gmatch "[%w_]+" do
     local path = "spec/" .. name .. "_spec.lua"
     local file = io.open(path)
     if file then

@@ -123,7 +123,8 @@ describe("the official client of OpenAI", function()
     "streams, and the pieces make the whole", "feeds the client's own stream helper", "runs tools to the end",
     "takes a turn with a tool's result", "forces the call of a tool", "keeps to a JSON schema", "answers with a JSON object",
     "tells log-probabilities", "continues texts", "embeds texts, as numbers and as bytes", "lists its models",
-    "refuses in the client's own classes of errors", "stops when the client turns away",
+    "refuses in the client's own classes of errors",
+    "hears back at once where there is nothing to compute", "stops when the client turns away",
   } do
     it(sentence, function()
       if why then pending(why) return end

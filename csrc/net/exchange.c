@@ -24,6 +24,7 @@ void fm_exchange_release(fm_exchange *x) {
 static void wake(fm_exchange *x) {
   if (!x->connection || !x->asleep) return;
   x->asleep = false;
+  x->server->woken = true;
   MHD_resume_connection(x->connection);
 }
 

@@ -254,7 +254,7 @@ static int watch(fm_server *s, int *n_door) {
 
 static int patience(fm_server *s, int wait_ms) {
   MHD_UNSIGNED_LONG_LONG ms;
-  if (s->first_ready) return 0;
+  if (s->first_ready || s->woken) return 0;
   if ((s->n.connections || s->door.n_knocks) && wait_ms > MAX_NAP_MS) wait_ms = MAX_NAP_MS;
   if (MHD_get_timeout(s->daemon, &ms) == MHD_YES && ms < (MHD_UNSIGNED_LONG_LONG)wait_ms) wait_ms = (int)ms;
   return wait_ms;
@@ -263,6 +263,7 @@ static int patience(fm_server *s, int wait_ms) {
 /* Until nothing more can be done without waiting. */
 static void run(fm_server *s) {
   MHD_UNSIGNED_LONG_LONG ms = 0;
+  s->woken = false;
   for (int i = 0; i < ROUNDS && MHD_run(s->daemon) == MHD_YES; i++)
     if (MHD_get_timeout(s->daemon, &ms) != MHD_YES || ms > 0) break;
 }

@@ -44,6 +44,7 @@ struct fm_server {
   fm_exchange *live, *first_ready, *last_ready;
   struct pollfd *fds;
   int64_t n_fds_cap, swept_ms;
+  bool woken;                                             /* somebody was woken, which no poll would notice */
   fm_server_counts n;
 };
 

@@ -13,7 +13,9 @@ fields.check = check
 
 local function wrong(name, want, value)
   local got = type(value) == "table" and (getmetatable(value) or {}).__jsontype or type(value)
-  if type(value) == "number" or type(value) == "boolean" then got = tostring(value) end
+  if type(value) == "number" or type(value) == "boolean" or value == json.null then got = tostring(value) end
+  if type(value) == "string" and #value <= 40 then got = json.encode(value) end
+  if value == nil then got = "nothing" end
   wire.refuse(400, ("%s must be %s, got %s"):format(name, want, got), name, "invalid_value")
 end
 fields.wrong = wrong
