@@ -11,7 +11,7 @@ may.kernels = { "base/status.h", "op/backend.h" }
 local knows_lua = { "^csrc/bind/", "^csrc/net/net%.[ch]$", "^csrc/net/lua_%w+%.c$" }
 local libraries = {
   ["lua.h"] = knows_lua, ["lauxlib.h"] = knows_lua, ["lualib.h"] = knows_lua,
-  ["curl/curl.h"] = "^csrc/net/client%.c$", ["microhttpd.h"] = "^csrc/net/server%.c$",
+  ["curl/curl.h"] = "^csrc/net/client%.c$", ["microhttpd.h"] = "^csrc/net/[es][erx][a-z]*%.[ch]$",
   ["pcre2.h"] = "^csrc/io/tokenizer%.c$", ["utf8proc.h"] = "^csrc/io/tokenizer%.c$",
   ["immintrin.h"] = "^csrc/cpu/", ["pthread.h"] = "^csrc/base/pool%.c$",
 }
