@@ -8,7 +8,9 @@ export async function start(shots) {
   const folder = `${shots}/traces`;
   rmSync(folder, { recursive: true, force: true });
   mkdirSync(folder, { recursive: true });
-  const child = spawn(process.env.LUA ?? "lua5.4", ["spec/page/server.lua", folder], { stdio: ["pipe", "pipe", "pipe"] });
+  const child = spawn(process.env.LUA ?? "lua5.4", ["spec/page/server.lua", folder], {
+    env: { LUA_PATH: "lua/?.lua;lua/?/init.lua;;", LUA_CPATH: "build/?.so;;", ...process.env }, stdio: ["pipe", "pipe", "pipe"],
+  });
   let told = "";
   child.stderr.on("data", (data) => { told += data; });
   const url = await new Promise((resolve, reject) => {
