@@ -122,7 +122,8 @@ function cases.busy(c) c:reply(429, '{"error": {"message": "too many"}}', "retry
 function cases.much_later(c) c:reply(503, "down", "Retry-After: 999\r\n", "text/plain") end
 function cases.never(c) c:reply(503, "down", "Retry-After: 1e999\r\n", "text/plain") end
 function cases.date(c, r, nth)
-  if nth > 1 then return say(c, "back") end
+  if nth > 2 then return say(c, "back") end
+  if nth == 2 then return c:reply(503, "down", "Retry-After: Sun, 06 Nov 99999999999999999 08:49:37 GMT\r\n", "text/plain") end
   c:reply(503, "down", "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n", "text/plain")
 end
 

@@ -55,7 +55,7 @@ local function asked_wait(transfer)
   if not text then return nil end
   if tonumber(text) then return math.min(math.max(0, tonumber(text) * 1000), MOST_MS) end
   local function seconds(date)
-    local d, month, y, h, m, s = (date or ""):match "(%d+) (%a+) (%d+) (%d+):(%d+):(%d+)"
+    local d, month, y, h, m, s = (date or ""):match "(%d%d?) (%a+) (%d%d%d%d) (%d%d):(%d%d):(%d%d)"
     local at = d and ("JanFebMarAprMayJunJulAugSepOctNovDec"):find(month, 1, true)
     return at and os.time { day = tonumber(d), month = (at + 2) // 3, year = tonumber(y), hour = tonumber(h), min = tonumber(m),
                             sec = tonumber(s) }
