@@ -103,6 +103,30 @@ describe("a pin", function()
     assert.equal(0, state:rest())
   end)
 
+  it("holds a judge and an agent, votes and tools and all", function()
+    local file = os.tmpname()
+    os.remove(file)
+    local function run(seen, seed)
+      return function(backend)
+        local judge = fathom.judge(backend, { votes = 3, seed = seed })
+        local r = assert(judge:compare("What is 8 + 5?", "\\boxed{13}", "\\boxed{14}"))
+        local agent = fathom.agent(backend, { seed = 1, temperature = 0, tools = { calculator = {
+          doc = "Evaluate an arithmetic expression.", args = { expression = "string" }, run = function() return "178377" end } } })
+        local done = assert(agent:start("What is 4821 * 37?"):wait())
+        seen.winner, seen.agreement, seen.text = r.winner, r.agreement, done.text
+      end
+    end
+    local a, b = {}, {}
+    pin.test(file, run(a, 4))()
+    pin.test(file, run(b, 4), { backend = function() error "no model is needed" end })()
+    assert.same(a, b)
+    assert.matches("178377", a.text)
+    local ok, err = pcall(pin.test(file, run(b, 5)))
+    os.remove(file)
+    assert.is_false(ok)
+    assert.matches("options.seed.*a judge or an agent that is given a seed", err)
+  end)
+
   it("replays tool calls and failures", function()
     local tools = { calculator = { doc = "Evaluate an arithmetic expression.", args = { expression = "string" } } }
     local file = os.tmpname()

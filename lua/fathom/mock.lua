@@ -6,7 +6,7 @@
 --   { think =, answer = or text =, tool_calls = { { name =, arguments = }, ... }, finish =, usage =, err = }
 --                         err (a code such as "network", { code =, message =, hint = } or an error object) comes behind
 --                         what the reply says, as when a connection breaks
---   function(messages, opts)  which returns one of these; opts has seed, sample (from 0), n and the other options
+--   function(messages, opts)  which returns one of these; opts has seed, drawn (nobody chose it), sample (from 0), n and the others
 -- A step hands out one piece (a word) of each reply under way. usage counts words.
 
 local desk = require "fathom.desk"
@@ -118,7 +118,7 @@ end
 
 local function begin_checked(self, t, prompt)
   local messages = prompt.messages or { { role = "user", content = prompt.text or "" } }
-  local opts = sampling.merge({ sample = t.how.sample or 0 }, t.options)
+  local opts = sampling.merge({ sample = t.how.sample or 0, drawn = t.how.drawn or nil }, t.options)
   self.calls[#self.calls + 1] = { messages = json.copy(messages), prompt = prompt.text, ids = prompt.ids, options = opts,
                                   sample = opts.sample }
   local reply, err = take(self, json.copy(messages), opts)

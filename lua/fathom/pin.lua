@@ -99,6 +99,9 @@ local function differences(recorded, now)
       out[#out + 1] = "    now:      " .. quoted(b)
     end
   end
+  if #out == 3 and out[1] == "  options.seed" then
+    out[4] = "  (was it drawn? a judge or an agent that is given a seed asks the same each time)"
+  end
   return out
 end
 
@@ -142,8 +145,7 @@ end
 
 local function answer(self, messages, opts)
   self.n = self.n + 1
-  local asked = note.asked(opts, nil, false)
-  if not self.seeds[opts.seed or false] then asked.seed = nil end             -- drawn, so it is another one each time
+  local asked = note.asked(opts, nil, opts.drawn)
   local flat = flatten(trace.plain(request_of(messages, asked, opts.sample)), "", {})
   local entry = find(self, flat)
   if not entry then
@@ -175,13 +177,12 @@ function pin.backend(where)
   local spans, err = where, nil
   if type(where) == "string" then spans, err = jsonl.read(where, { torn = true }) end
   if not spans then return nil, err end
-  local self = { path = type(where) == "string" and where or "the trace", entries = {}, seeds = {}, n = 0 }
+  local self = { path = type(where) == "string" and where or "the trace", entries = {}, n = 0 }
   for _, s in ipairs(spans) do
     -- what only reads a prompt for samples (max_tokens 0) is no request of the pipeline's
     if s.kind == "generate" and s.messages and (s.options or {}).max_tokens ~= 0 then
       local asked = json.copy(s.asked or s.options or {})
       if s.drawn then asked.seed = nil end
-      if asked.seed then self.seeds[asked.seed] = true end
       local flat = flatten(trace.plain(request_of(s.messages, asked, s.sample)), "", {})
       self.entries[#self.entries + 1] = { span = s, flat = flat, at = math.type(s.id) == "integer" and s.id or #self.entries }
     end
@@ -220,7 +221,7 @@ local function recorder(model)
     n = n + 1
     local o = {}
     for name, value in pairs(opts) do o[name] = value end
-    o.n, o.sample = nil, nil
+    o.n, o.sample, o.drawn = nil, nil, nil
     o.seed = (opts.seed + 7919 * (opts.sample or 0)) & ((1 << 53) - 1)
     local result, err = model:generate(messages, o)
     if not result then return { err = { code = err.code, message = err.message } } end
