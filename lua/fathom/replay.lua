@@ -21,7 +21,7 @@ local TEXT_BYTES = 80
 local function obstacle(s, engine)
   if s.err then return "failed" end
   if not s.finish then return "unfinished" end
-  if s.usage and (s.usage.shifted or 0) > 0 or s.usage and s.usage.exact == false then return "inexact" end
+  if engine and s.usage and ((s.usage.shifted or 0) > 0 or s.usage.exact == false) then return "inexact" end
   if s.finish == "cancelled" and #(s.ids or {}) == 0 then return "cancelled" end
   if engine then
     if not (s.prompt and s.ids and s.prompt[1]) then return "without ids" end
