@@ -67,7 +67,7 @@ end
 -- What JSON cannot hold is told in words.
 function plain(value, hidden, depth)
   local kind = type(value)
-  if value == json.null or kind == "boolean" then return value end
+  if value == nil or value == json.null or kind == "boolean" then return value end
   if kind == "string" then return clean_text(value, hidden) end
   if kind == "number" then
     if value ~= value or value == math.huge or value == -math.huge then return tostring(value) end

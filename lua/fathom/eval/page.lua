@@ -9,7 +9,11 @@ local style = require "fathom.eval.style"
 local page = {}
 
 local h = escape.html
+local MOST_NAME = 160                                    -- bytes of what stands on a line of its own
 local MOST_LISTED, MOST_TEXT, MOST_CELLS, MOST_SAMPLES = 60, 3000, 3000, 8
+
+-- A name, which may be a model's words as well.
+local function called(text) return h(escape.short(tostring(text), MOST_NAME)) end
 
 local function add(out, ...)
   for _, part in ipairs { ... } do out[#out + 1] = part end
@@ -52,7 +56,7 @@ local function interval_rows(out, list)
   local axis = axis_of(estimates)
   add(out, '<div class="rows">')
   for _, item in ipairs(list) do
-    add(out, '<div class="row"><span class="label">', h(item.label), item.note and " <small>" .. h(item.note) .. "</small>" or "",
+    add(out, '<div class="row"><span class="label">', called(item.label), item.note and " <small>" .. h(item.note) .. "</small>" or "",
         "</span>", plot.interval(item.e, axis), '<span class="value"><b>', shown(item.e.mean, item.e), "</b> <small>",
         interval_text(item.e), "</small></span></div>")
   end
@@ -78,8 +82,8 @@ local function facts(report)
 end
 
 local function head(out, report)
-  add(out, '<header><p class="brand">fathom eval</p><h1>', h(report.name), "</h1>", facts(report))
-  if report.note then add(out, "<p class=\"note\">", h(report.note), "</p>") end
+  add(out, '<header><p class="brand">fathom eval</p><h1>', called(report.name), "</h1>", facts(report))
+  if report.note then add(out, "<p class=\"note\">", h(escape.short(report.note, MOST_TEXT)), "</p>") end
   add(out, "</header>")
 end
 
@@ -112,7 +116,7 @@ local function tiles(out, report)
   for _, e in ipairs(report.scores) do
     local best, vote = e.pass and e.pass[#e.pass], e.maj and e.maj[#e.maj]
     add(out, ('<div class="tile%s"><div><h2>%s</h2><p class="big">%s</p><p class="small">%s</p>'):format(best and " wide" or "",
-      h(e.name), shown(e.mean, e), interval_text(e)))
+      called(e.name), shown(e.mean, e), interval_text(e)))
     if best then
       add(out, ('<p class="small">pass@%d %s<br>maj@%d %s</p>'):format(best.k, shown(best.mean, best), vote.k, shown(vote.mean, vote)),
           '<p class="small about">pass@k: at least one of k samples is right. maj@k: the answer that most of k give is.</p>')
@@ -140,7 +144,7 @@ end
 
 local function against(out, report)
   if not report.against then return end
-  add(out, "<section><h2>Against ", h(report.against.name or "another run"), "</h2>")
+  add(out, "<section><h2>Against ", called(report.against.name or "another run"), "</h2>")
   for _, d in ipairs(report.against.scores) do
     interval_rows(out, { { label = d.name, e = d, note = ("better %d, worse %d, same %d"):format(d.wins, d.losses, d.ties) } })
   end
@@ -149,7 +153,7 @@ end
 
 local function slices(out, report)
   for _, slice in ipairs(report.slices) do
-    add(out, "<section><h2>By ", h(slice.field), "</h2>")
+    add(out, "<section><h2>By ", called(slice.field), "</h2>")
     for _, name in ipairs(report.scorers) do
       local list = {}
       for _, group in ipairs(slice.groups) do
@@ -159,7 +163,7 @@ local function slices(out, report)
           end
         end
       end
-      if #report.scorers > 1 then add(out, "<h3>", h(name), "</h3>") end
+      if #report.scorers > 1 then add(out, "<h3>", called(name), "</h3>") end
       interval_rows(out, list)
     end
     add(out, "</section>")
@@ -184,7 +188,7 @@ local function histograms(out, report)
       local low, high = math.huge, -math.huge
       for _, v in ipairs(values) do low, high = math.min(low, v), math.max(high, v) end
       local ticks, from, to = plot.ticks(low, high, 5)
-      add(out, "<section><h2>", h(e.name), ', every sample</h2><div class="rows one">', '<div class="row"><span></span>',
+      add(out, "<section><h2>", called(e.name), ', every sample</h2><div class="rows one">', '<div class="row"><span></span>',
           plot.histogram(values, { from = from, to = to }, 40), "<span></span></div>",
           tick_labels { ticks = ticks, from = from, to = to }, "</div></section>")
     end
@@ -195,13 +199,13 @@ end
 local function cells(out, report, listed)
   for _, e in ipairs(report.scores) do
     if e.share and #report.rows <= MOST_CELLS then
-      add(out, "<section><h2>Every case: ", h(e.name), '</h2><div class="cells">')
+      add(out, "<section><h2>Every case: ", called(e.name), '</h2><div class="cells">')
       for i, row in ipairs(report.rows) do
         local mean = mean_of(row, e.name)
         local level = mean and math.floor(mean * 10 + 0.5) or "x"
         local title = ("%s: %s"):format(row.id, mean and files.number(mean, true) or "not scored")
-        add(out, listed[i] and ('<a class="c c%s" href="#case-%d" title="%s"></a>'):format(level, i, h(title))
-          or ('<span class="c c%s" title="%s"></span>'):format(level, h(title)))
+        add(out, listed[i] and ('<a class="c c%s" href="#case-%d" title="%s"></a>'):format(level, i, called(title))
+          or ('<span class="c c%s" title="%s"></span>'):format(level, called(title)))
       end
       add(out, '</div><p class="small">A square is a case, from none of its samples right ',
           '<span class="c c0"></span><span class="c c3"></span><span class="c c5"></span><span class="c c7"></span>',
@@ -248,7 +252,7 @@ local function sample(out, report, s)
   add(out, '<div class="sample"><p class="chips">')
   for _, name in ipairs(report.scorers) do
     local v, detail = s.scores[name], aside(s.details[name])
-    add(out, ('<span class="chip %s">%s %s</span>'):format(not v and "none" or v >= report.threshold and "good" or "bad", h(name),
+    add(out, ('<span class="chip %s">%s %s</span>'):format(not v and "none" or v >= report.threshold and "good" or "bad", called(name),
       v and h(files.number(v)) or "&ndash;"), detail and detail ~= "" and "<small>" .. h(detail) .. "</small>" or "")
   end
   add(out, s.finish and s.finish ~= "stop" and ('<span class="chip none">%s</span>'):format(h(s.finish)) or "", "</p>")
@@ -268,7 +272,7 @@ local function failures(out, report, list)
     local row, index = list[i].row, list[i].index
     local first = escape.short((row.prompt or ""):gsub("%s+", " "), 120)
     add(out, ('<details id="case-%d"><summary><span class="c c%d"></span><b>%s</b> <span class="first">%s</span></summary>'):format(
-      index, math.floor(list[i].worst * 10 + 0.5), h(row.id), h(first)))
+      index, math.floor(list[i].worst * 10 + 0.5), called(row.id), h(first)))
     block(out, "prompt", row.prompt)
     block(out, "reference", row.reference)
     for j = 1, math.min(#row.samples, MOST_SAMPLES) do sample(out, report, row.samples[j]) end
@@ -291,7 +295,7 @@ function page.text(report)
   local out = { '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
     '<meta name="viewport" content="width=device-width, initial-scale=1">',
     '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src \'unsafe-inline\'">',
-    '<meta name="color-scheme" content="light dark"><title>', h(report.name), " - fathom eval</title><style>", style,
+    '<meta name="color-scheme" content="light dark"><title>', called(report.name), " - fathom eval</title><style>", style,
     "</style></head><body><main>" }
   local list, listed = failures_of(report)
   head(out, report)

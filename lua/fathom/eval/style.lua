@@ -24,7 +24,7 @@ h3{margin:16px 0 6px;font-size:14px;color:var(--soft);font-weight:600}
 h4{margin:12px 0 4px;font-size:12.5px;color:var(--soft);font-weight:600}
 small,.small{font-size:13px;color:var(--soft)}
 .small{margin:10px 0 0}
-.note{margin:10px 0 0;color:var(--soft);max-width:70ch}
+.note{margin:10px 0 0;color:var(--soft);max-width:70ch;overflow-wrap:anywhere}
 .facts{list-style:none;margin:0;padding:0;display:flex;flex-wrap:wrap;gap:4px 18px;color:var(--soft);font-size:14px;
 font-variant-numeric:tabular-nums}
 section{background:var(--card);border:1px solid var(--line);border-radius:14px;padding:20px 22px;margin:0 0 18px}
@@ -94,7 +94,7 @@ overflow-wrap:anywhere;max-height:420px;overflow:auto}
 .chip{font-size:12.5px;padding:2px 9px;border-radius:20px;background:var(--line);color:var(--soft);font-variant-numeric:tabular-nums}
 .chip.good{background:var(--goodbg);color:var(--good)}.chip.bad{background:var(--badbg);color:var(--bad)}
 footer{color:var(--faint);font-size:13px;max-width:80ch}
-@media(max-width:640px){main{padding:24px 14px 48px}h1{font-size:27px}section{padding:16px 14px}.tile .big{font-size:32px}
+@media(max-width:800px){main{padding:24px 14px 48px}h1{font-size:27px}section{padding:16px 14px}.tile .big{font-size:32px}
 .row{grid-template-columns:1fr auto;gap:0 10px;padding:5px 0}.row svg,.row .ticks{grid-column:1/3;grid-row:2}.row .value{font-size:14px}
 .row.axis{padding:0}
 .interval{height:22px}.rows{padding:0 4px}.tile.wide{grid-template-columns:1fr;gap:14px}.tile figcaption{text-align:left}
