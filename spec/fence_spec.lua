@@ -92,7 +92,9 @@ local attempts = {
     "local w, f = coroutine.wrap, function() local n = 0 for i = 1, 30 do n = n + i end end while true do w(f)() end",
     over = "instructions" },
   { "coroutines inside coroutines", "local function f() coroutine.wrap(f)() while true do end end f()", over = "instructions|error" },
-  { "a loop in __close", "local x <close> = setmetatable({}, { __close = function() while true do end end }) error 'now'",
+  { "a loop in __close", "do local x <close> = setmetatable({}, { __close = function() while true do end end }) end", over = "instructions" },
+  { "a loop in __close behind an error",
+    "pcall(function() local x <close> = setmetatable({}, { __close = function() while true do end end }) error 'now' end)",
     over = "instructions" },
   { "a loop in __close of a coroutine that was stopped", [[
     local c = coroutine.wrap(function()
@@ -282,11 +284,36 @@ describe("an attempt to escape:", function()
     assert.is_true(resident() - before < 40 << 20)
   end)
 
-  it("works inside a coroutine of the host, and from inside another fence's host", function()
-    local co = coroutine.wrap(function() return run "return 1", (run "while true do end") end)
-    local a, b = co()
-    assert.are.equal("1", a)
-    assert.is_nil(b)
+  it("works in slices inside a coroutine, and lets others go on", function()
+    local turns = 0
+    local co = coroutine.create(function() return run("local n = 0 for i = 1, 3000000 do n = n + i end return n", { instructions = 1 << 40 }) end)
+    local ok, text
+    repeat
+      ok, text = coroutine.resume(co)
+      turns = turns + 1
+    until coroutine.status(co) == "dead"
+    assert.is_true(ok)
+    assert.are.equal("4500001500000", text)
+    assert.is_true(turns > 3)
+  end)
+
+  it("keeps its quotas in slices", function()
+    for _, code in ipairs { "while true do end", "pcall(function() while true do end end) while true do end",
+                            "while true do coroutine.wrap(function() for i = 1, 1e6 do end end)() end",
+                            "('x'):rep(10):gsub('x', function() while true do end end)" } do
+      local co, r = coroutine.create(function() return run(code, { instructions = 1 << 40, seconds = 0.1 }) end), nil
+      repeat r = table.pack(coroutine.resume(co)) until coroutine.status(co) == "dead"
+      assert.is_nil(r[2])
+      assert.are.equal("seconds", r[4])
+    end
+  end)
+
+  it("may be dropped in the midst", function()
+    for _ = 1, 50 do
+      local co = coroutine.create(function() return run("while true do local t = {} end", { instructions = 1 << 40 }) end)
+      coroutine.resume(co)
+      coroutine.close(co)
+    end
   end)
 end)
 

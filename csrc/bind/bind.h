@@ -51,6 +51,7 @@ void fm_bind_open_model(lua_State *L);
 void fm_bind_open_session(lua_State *L);
 void fm_bind_open_guide(lua_State *L);
 void fm_bind_open_root(lua_State *L);
+void fm_bind_open_fence(lua_State *L);
 int  fm_bind_root(lua_State *L);                   /* core.root(dir) */
 int  fm_bind_guide(lua_State *L);                  /* core.guide(tokenizer, options) */
 int  fm_bind_tokenizer(lua_State *L);              /* core.tokenizer(path) */

@@ -195,6 +195,7 @@ int luaopen_fathom_core(lua_State *L) {
   fm_bind_open_session(L);
   fm_bind_open_guide(L);
   fm_bind_open_root(L);
+  fm_bind_open_fence(L);
   luaL_newlib(L, functions);
   lua_pushstring(L, fm_version());
   lua_setfield(L, -2, "version");

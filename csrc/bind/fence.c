@@ -16,16 +16,16 @@ enum { INTERVAL = 128,                    /* instructions between two looks: one
        SMALL = 512, GRAIN = 16, BLOCK = 16 * 1024, MAX_DEPTH = 64 };
 
 /* Why a program is over. */
-enum { FINE, OVER_INSTRUCTIONS, OVER_BYTES, OVER_SECONDS, BAD_INPUT, BAD_SYNTAX, RAISED };
-static const char *const reasons[] = { "fine", "instructions", "bytes", "seconds", "input", "syntax", "error" };
+enum { FINE, RUNNING, OVER_INSTRUCTIONS, OVER_BYTES, OVER_SECONDS, BAD_INPUT, BAD_SYNTAX, RAISED };
+static const char *const reasons[] = { "fine", "running", "instructions", "bytes", "seconds", "input", "syntax", "error" };
 
 typedef struct block { struct block *prev, *next; size_t size, pad; } block;   /* 32 bytes: what follows is aligned */
 
 typedef struct fence {
   jmp_buf out;
-  int why, open;
+  int why, open, closed;
   uint64_t spent, instructions, unlooked;
-  double begun, deadline;
+  double deadline;
   size_t held, quota;                     /* bytes taken from the host, free ones among small blocks included */
   block *large, *blocks;                  /* blocks are cut into small pieces */
   char *cut, *cut_end;
@@ -34,6 +34,9 @@ typedef struct fence {
   size_t refused_size;
   lua_State *host;                        /* where the input stands, while the program is prepared */
   int input;
+  lua_State *F, *main;                    /* the state, and the thread in which the program runs */
+  double slice_end;                       /* ms: when others want their turn */
+  int paused;                             /* the hook made the thread yield */
   const char *code, *prelude;
   size_t code_size, prelude_size;
 } fence;
@@ -97,7 +100,8 @@ static void forget(fence *f) {
   for (block *b = f->large, *next; b; b = next) next = b->next, fm_free(b);
   for (block *b = f->blocks, *next; b; b = next) next = b->next, fm_free(b);
   f->large = f->blocks = NULL;
-  f->held = 0;
+  f->F = f->main = NULL;
+  f->held = 0, f->closed = 1;
 }
 
 static _Noreturn void leave(fence *f, int why) {
@@ -152,10 +156,17 @@ void fm_fence_charge(lua_State *F, uint64_t n) {
   if (fm_now_ms() > f->deadline) leave(f, OVER_SECONDS);
 }
 
+/* Others get their turn only where the program itself can wait: not inside its coroutines, nor below a C function. */
 static void on_count(lua_State *F, lua_Debug *ar) {
+  fence *f = fence_of(F);
   (void)ar;
   fm_fence_charge(F, INTERVAL);
+  if (F != f->main || !lua_isyieldable(F) || fm_now_ms() < f->slice_end) return;
+  f->paused = 1;
+  lua_yield(F, 0);
 }
+
+bool fm_fence_is_main(lua_State *F) { return fence_of(F)->main == F; }
 
 /* ---- input: plain data of the host, copied ------------------------------------------------------------- */
 
@@ -211,43 +222,79 @@ static void compile(lua_State *F, fence *f) {
   f->why = FINE;
 }
 
-/* What the prelude returns becomes render, to which the program's values go. */
-static int program(lua_State *F) {
+/* Makes the thread in which the program runs, with what it starts from: render (what the prelude returns), the program, its input. */
+static int prepare(lua_State *F) {
   fence *f = fence_of(F);
   fm_fence_globals(F);
   lua_pushvalue(F, -1);
   lua_rawseti(F, LUA_REGISTRYINDEX, LUA_RIDX_GLOBALS);
+  f->main = lua_newthread(F);
+  lua_rawsetp(F, LUA_REGISTRYINDEX, f);                           // nobody else keeps it
   if (luaL_loadbufferx(F, f->prelude, f->prelude_size, "=prelude", "t") != LUA_OK) return lua_error(F);
   lua_call(F, 0, 1);                                              // globals, render
+  f->open = 1;
+  compile(F, f);
   f->why = BAD_INPUT;
-  copy(F, f->host, f->input, 0);
+  copy(F, f->host, f->input, 0);                                  // globals, render, program, input
   f->why = FINE;
   lua_pushvalue(F, -1);
-  lua_setfield(F, 1, "input");                                    // globals, render, input
-  f->open = 1;
-  lua_sethook(F, on_count, LUA_MASKCOUNT, INTERVAL);
-  compile(F, f);
-  lua_insert(F, 3);                                               // globals, render, code, input
-  lua_call(F, 1, LUA_MULTRET);
-  lua_call(F, lua_gettop(F) - 2, 1);
+  lua_setfield(F, 1, "input");
+  luaL_checkstack(f->main, 8, NULL);
+  lua_xmove(F, f->main, 3);
+  lua_sethook(f->main, on_count, LUA_MASKCOUNT, INTERVAL);
+  return 0;
+}
+
+static int rendered(lua_State *F, int status, lua_KContext context) {
+  (void)F, (void)status, (void)context;
   return 1;
 }
 
-/* Leaves the program's text or message on F's stack where there is one. FINE or why not. */
-static int run(fence *f, lua_State **out) {
-  *out = NULL;
-  if (setjmp(f->out)) {
-    *out = NULL;
-    return f->why;
-  }
+/* Stack: render, the program's values. */
+static int ran(lua_State *F, int status, lua_KContext context) {
+  (void)status, (void)context;
+  lua_callk(F, lua_gettop(F) - 1, 1, 0, rendered);
+  return 1;
+}
+
+/* Stack: render, program, input. */
+static int program(lua_State *F) {
+  lua_callk(F, 1, LUA_MULTRET, 0, ran);
+  return ran(F, LUA_OK, 0);
+}
+
+static int ended(fence *f, int status, int otherwise) {
+  if (status == LUA_OK) return f->why = otherwise;
+  return f->why = status == LUA_ERRMEM ? OVER_BYTES : f->why == FINE ? RAISED : f->why;
+}
+
+/* Opens the state; FINE, or why not: then a message may stand on its stack. */
+static int begin(fence *f) {
+  if (setjmp(f->out)) return f->why;
   lua_State *F = lua_newstate(fence_alloc, f);
   if (!F) return f->why = OVER_BYTES;
-  lua_pushcfunction(F, program);
-  int status = lua_pcall(F, 0, 1, 0);
-  if (status == LUA_ERRMEM) return f->why = OVER_BYTES;
-  *out = F;
-  if (status == LUA_OK) return f->why = FINE;
-  return f->why = f->why == FINE ? RAISED : f->why;
+  lua_pushcfunction(F, prepare);
+  int status = lua_pcall(F, 0, 0, 0);
+  f->F = status == LUA_OK ? f->main : F;
+  if (status != LUA_OK) return ended(f, status, FINE);
+  lua_pushcfunction(f->main, program);
+  lua_insert(f->main, 1);
+  return f->why = RUNNING;
+}
+
+/* Goes on until slice_end at least; leaves the program's text or message on f->F where there is one. */
+static int go_on(fence *f) {
+  int n = 0, begun = lua_status(f->main) == LUA_YIELD;
+  if (setjmp(f->out)) {
+    f->F = NULL;
+    return f->why;
+  }
+  f->why = FINE, f->paused = 0;
+  int status = lua_resume(f->main, NULL, begun ? 0 : 3, &n);
+  if (status != LUA_YIELD) return ended(f, status, FINE);
+  if (f->paused) return f->why = RUNNING;
+  lua_pushliteral(f->main, "attempt to yield from outside a coroutine");
+  return f->why = RAISED;
 }
 
 static int fence_gc(lua_State *L) {
@@ -266,35 +313,54 @@ static void push_text(lua_State *L, lua_State *F) {
 }
 
 /*
-** core.fence(code, prelude, instructions, bytes, seconds, input) -> why, text, instructions spent, bytes held
-**   why   "fine", or "instructions" "bytes" "seconds" (a quota is used up: no text) "input" "syntax" "error" (text is the message)
+** core.fence(code, prelude, instructions, bytes, input) -> fence
 ** The prelude is a trusted text, run first with no quota of time; it returns a function that makes one string of the values of code.
 */
 int fm_bind_fence(lua_State *L) {
   size_t code_size, prelude_size;
   const char *code = luaL_checklstring(L, 1, &code_size), *prelude = luaL_checklstring(L, 2, &prelude_size);
   lua_Integer instructions = luaL_checkinteger(L, 3), bytes = luaL_checkinteger(L, 4);
-  double seconds = luaL_checknumber(L, 5), now = fm_now_ms();
-  lua_settop(L, 6);
+  lua_settop(L, 5);
   luaL_checkstack(L, 4 * MAX_DEPTH + 8, NULL);
   fence *f = lua_newuserdatauv(L, sizeof *f, 0);
   memset(f, 0, sizeof *f);
+  luaL_setmetatable(L, CFENCE);
   f->instructions = (uint64_t)instructions, f->quota = (size_t)bytes;
-  f->begun = now, f->deadline = now + seconds * 1000;
-  f->host = L, f->input = 6;
+  f->deadline = HUGE_VAL;
+  f->host = L, f->input = 5;
   f->code = code, f->code_size = code_size, f->prelude = prelude, f->prelude_size = prelude_size;
-  if (luaL_newmetatable(L, CFENCE)) {
-    lua_pushcfunction(L, fence_gc);
-    lua_setfield(L, -2, "__gc");
-  }
-  lua_setmetatable(L, -2);
-  lua_State *F;
-  int why = run(f, &F);
-  lua_settop(L, 7);
-  lua_pushstring(L, reasons[why]);
-  push_text(L, F);
+  begin(f);
+  lua_settop(L, 6);
+  f->host = NULL, f->code = f->prelude = NULL;                    // the strings may go now
+  return 1;
+}
+
+/*
+** fence:step(slice_ms, left_ms) -> nil: it goes on; or why, text, instructions spent, bytes held
+**   left_ms   how long the program may still run
+**   why       "fine", or "instructions" "bytes" "seconds" (a quota is used up: no text) "input" "syntax" "error" (text is the message)
+*/
+static int f_step(lua_State *L) {
+  fence *f = luaL_checkudata(L, 1, CFENCE);
+  double slice = luaL_checknumber(L, 2), left = luaL_checknumber(L, 3), now = fm_now_ms();
+  if (f->closed) return luaL_error(L, "attempt to use a closed fence");
+  f->slice_end = now + slice, f->deadline = now + left;
+  if (f->why == RUNNING && go_on(f) == RUNNING) return 0;
+  lua_pushstring(L, reasons[f->why]);
+  push_text(L, f->F);
   lua_pushinteger(L, f->spent > INT64_MAX ? INT64_MAX : (lua_Integer)f->spent);
   lua_pushinteger(L, (lua_Integer)f->held);
   forget(f);
   return 4;
+}
+
+static int f_tostring(lua_State *L) {
+  fence *f = luaL_checkudata(L, 1, CFENCE);
+  lua_pushfstring(L, CFENCE " (%s)", f->closed ? "closed" : "running");
+  return 1;
+}
+
+void fm_bind_open_fence(lua_State *L) {
+  static const luaL_Reg methods[] = { { "step", f_step }, { NULL, NULL } };
+  fm_bind_class(L, CFENCE, methods, fence_gc, f_tostring);
 }

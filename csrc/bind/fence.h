@@ -17,6 +17,8 @@
 
 /* Counts n instructions and looks at the clock now and then; does not return when a quota is used up. */
 void fm_fence_charge(lua_State *F, uint64_t n);
+/* Whether this is the thread in which the program itself runs. */
+bool fm_fence_is_main(lua_State *F);
 /* How many bytes the state may have. */
 uint64_t fm_fence_quota(lua_State *F);
 /* Pushes the globals of a program: the standard functions that are safe, guarded where they work for long. May raise. */

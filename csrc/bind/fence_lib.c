@@ -96,8 +96,8 @@ static const entry math[] = { { "abs", FREE }, { "acos", FREE }, { "asin", FREE 
   { "max", FREE }, { "maxinteger", FREE }, { "min", FREE }, { "mininteger", FREE }, { "modf", FREE }, { "pi", FREE },
   { "rad", FREE }, { "random", FREE }, { "randomseed", FREE }, { "sin", FREE }, { "sqrt", FREE }, { "tan", FREE },
   { "tointeger", FREE }, { "type", FREE }, { "ult", FREE }, { NULL, FREE } };
-static const entry coroutine[] = { { "close", FREE }, { "create", THREAD }, { "isyieldable", FREE }, { "resume", FREE },
-  { "running", FREE }, { "status", FREE }, { "wrap", THREAD }, { "yield", FREE }, { NULL, FREE } };
+static const entry coroutine[] = { { "close", FREE }, { "create", THREAD }, { "resume", FREE }, { "status", FREE },
+  { "wrap", THREAD }, { "yield", FREE }, { NULL, FREE } };
 static const entry utf8[] = { { "char", FREE }, { "charpattern", FREE }, { "codepoint", TEXT }, { "codes", TEXT }, { "len", TEXT },
   { "offset", TEXT }, { NULL, FREE } };
 static const entry os[] = { { "clock", FREE }, { "date", TEXT }, { "difftime", FREE }, { "time", FREE }, { NULL, FREE } };
@@ -224,6 +224,19 @@ static int f_load(lua_State *F) {
   return 1;
 }
 
+/* The program runs in a thread that its host may resume: inside, that is the main one. */
+static int f_isyieldable(lua_State *F) {
+  lua_State *co = lua_isthread(F, 1) ? lua_tothread(F, 1) : F;
+  lua_pushboolean(F, !fm_fence_is_main(co) && lua_isyieldable(co));
+  return 1;
+}
+
+static int f_running(lua_State *F) {
+  lua_pushthread(F);
+  lua_pushboolean(F, fm_fence_is_main(F));
+  return 2;
+}
+
 /* ---- the globals ------------------------------------------------------------------------------------------ */
 
 /* Opens a library and leaves the chosen part of it on the stack, the whole of it below. */
@@ -260,6 +273,7 @@ static void add_string(lua_State *F, int globals) {
 void fm_fence_globals(lua_State *F) {
   static const luaL_Reg own[] = { { "load", f_load }, { "next", f_next }, { "pairs", f_pairs },
     { "setmetatable", f_setmetatable }, { "tostring", f_tostring }, { NULL, NULL } };
+  static const luaL_Reg threads[] = { { "isyieldable", f_isyieldable }, { "running", f_running }, { NULL, NULL } };
   luaL_checkstack(F, 20, NULL);
   open(F, luaopen_base, "_G", base);
   lua_remove(F, -2);
@@ -271,6 +285,9 @@ void fm_fence_globals(lua_State *F) {
   add(F, globals, luaopen_table, "table", table);
   add(F, globals, luaopen_math, "math", math);
   add(F, globals, luaopen_coroutine, "coroutine", coroutine);
+  lua_getfield(F, globals, "coroutine");
+  luaL_setfuncs(F, threads, 0);
+  lua_pop(F, 1);
   add(F, globals, luaopen_utf8, "utf8", utf8);
   add(F, globals, luaopen_os, "os", os);
 }

@@ -5,6 +5,7 @@
 -- load takes text only; math.random starts the same every time; setmetatable refuses __gc.
 
 local options = require "fathom.options"
+local task = require "fathom.task"
 
 local fence = {}
 local is = options.is
@@ -13,6 +14,9 @@ local is = options.is
 local DEFAULTS = { instructions = 10000000, bytes = 16 << 20, seconds = 1.0 }
 local LEAST_BYTES = 64 << 10           -- the libraries alone take about 50 KiB
 local LONGEST = 86400 * 365
+
+-- What a coroutine that rests between slices waits for: nothing that needs a step.
+local resting = { engine = { step = function() return true end }, cancel = function() end }
 
 local known = { instructions = is.count(1), bytes = is.count(LEAST_BYTES), seconds = is.at_least(0), input = is.any }
 
@@ -142,19 +146,36 @@ function fence.limits(what, limits)
   return o
 end
 
+-- How long a program works before others have their turn, where it can wait.
+local SLICE_MS = 2
+
+-- Runs to the end, in slices where the caller can yield.
+local function finish(handle, seconds)
+  local now = require("fathom.core").now
+  local left = math.min(seconds, LONGEST) * 1000
+  while true do
+    local yields, begun = coroutine.isyieldable(), now()
+    local why, text = handle:step(yields and SLICE_MS or math.huge, left)
+    if why then return why, text end
+    left = math.max(0, left - (now() - begun))
+    if yields then task.yield { task = resting } end
+  end
+end
+
 --- Runs a program. What it prints and the values that it returns become one text: printed lines first, tables as Lua would write
--- them, with sorted keys. A program that is an expression gives its value.
+-- them, with sorted keys. A program that is an expression gives its value. Inside a coroutine it works in slices of 2 ms and yields
+-- between them, so that whatever else runs goes on.
 -- @param code string      Lua 5.4, at most 256 KiB
--- @param opts table|nil   instructions (10 million), bytes (16 MiB), seconds (1), and input: plain data (numbers, strings, booleans,
---   tables of them) that the program finds as the global `input` and as its `...`
+-- @param opts table|nil   instructions (10 million), bytes (16 MiB), seconds (1; those that it works), and input: plain data (numbers,
+--   strings, booleans, tables of them) that the program finds as the global `input` and as its `...`
 -- @return text; or nil, why (a sentence), kind: "instructions" "bytes" "seconds" (a quota is used up) "syntax" "error"
 -- @usage local text, why = fence.run("return input.a + 1", { input = { a = 41 } })   --> "42"
 function fence.run(code, opts)
   options.argument("fence.run", "code", code, is.string)
   local o = options.check("fence.run", opts, known)
   for name, value in pairs(DEFAULTS) do o[name] = o[name] or value end
-  local why, text = require("fathom.core").fence(code, PRELUDE, math.tointeger(o.instructions), math.tointeger(o.bytes),
-                                                 math.min(o.seconds, LONGEST), o.input)
+  local handle <close> = require("fathom.core").fence(code, PRELUDE, math.tointeger(o.instructions), math.tointeger(o.bytes), o.input)
+  local why, text = finish(handle, o.seconds)
   if why == "fine" then return text end
   if why == "input" then options.raise("fence.run: " .. tostring(text)) end
   return nil, sentence(why, text, o), why
