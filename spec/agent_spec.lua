@@ -99,6 +99,20 @@ describe("an agent", function()
     assert.is_true(turns == "a b a b a b" or turns == "b a b a b a", turns)
   end)
 
+  it("lets others go on while a fenced program works", function()
+    local mock = fathom.mock { replies = function(messages)
+      local last = messages[#messages]
+      if last.role == "tool" then return last.content end
+      return call("lua", { code = "local n = 0 for i = 1, " .. messages[1].content .. " do n = n + 1 end return n" })
+    end }
+    local agent = fathom.agent(mock, { tools = { lua = fathom.tools.lua { instructions = 1 << 40, seconds = 20 } } })
+    local long, short = agent:start "3000000", agent:start "10"
+    while not short.done do mock:step {} end
+    assert.is_false(long.done)
+    assert.are.equal("10", short.result.text)
+    assert.are.equal("3000000", assert(long:wait()).text)
+  end)
+
   it("streams the pieces of all its replies", function()
     local agent, parts = adder { call("add", { a = 2, b = 3 }), "It is 5." }, {}
     for text, info in agent:start("go"):pieces() do
@@ -414,6 +428,30 @@ describe("a run in a file", function()
     assert.are.equal(2, r.steps)
     assert.are.same({ "user", "assistant", "tool" }, { mock.calls[1].messages[1].role, mock.calls[1].messages[2].role,
                                                        mock.calls[1].messages[3].role })
+    remove()
+  end)
+
+  it("does not make calls again that were over", function()
+    local folder, remove = helper.folder()
+    local path, made, free = folder .. "/run", {}, false
+    local tools = { quick = { run = function() made[#made + 1] = "quick" return "q" end },
+                    slow = { run = function()
+                      made[#made + 1] = "slow"
+                      while not free do coroutine.yield() end
+                      return "s"
+                    end } }
+    local replies = { { tool_calls = { { name = "quick" }, { name = "slow" } } }, "done" }
+    local first = fathom.agent(fathom.mock { replies = replies }, { tools = tools })
+    local t = first:start "go"
+    for _ = 1, 10 do first.backend:step {} end
+    assert(first:save(t, path))
+    t:cancel()
+    free = true
+    local second = fathom.agent(fathom.mock { replies = { "done" } }, { tools = tools })
+    local r = assert(assert(second:restore(path)):wait())
+    assert.are.same({ "quick", "slow", "slow" }, made)
+    assert.are.same({ "q", "s" }, outputs(r))
+    assert.are.equal("done", r.text)
     remove()
   end)
 

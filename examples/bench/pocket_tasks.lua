@@ -1,6 +1,8 @@
 -- Pocket's held-out problems, greedy: accuracy of each family and acceptance of MTP drafts, beside MODEL.md's figures
 -- (measured there with another engine). usage: lua5.4 examples/bench/pocket_tasks.lua [family ...] [--limit N] [--json]
+package.path = (arg[0]:match "^(.*/)" or "./") .. "../?.lua;" .. package.path
 local fathom = require "fathom"
+local game = require "adventure.game"
 local json = require "fathom.json"
 
 -- MODEL.md, "Held-out figures", greedy, 200 problems; acceptance from the table below it; how far off is still the same
@@ -47,79 +49,6 @@ local function same_call(call, want)
   for k, v in pairs(want.arguments) do if call.arguments[k] ~= v then return false end end
   for k in pairs(call.arguments) do if want.arguments[k] == nil then return false end end
   return true
-end
-
--- ---- the adventure: a world of rooms, locks and items --------------------------------------------------
-
-local order = { "north", "east", "south", "west" }
-
-local function locked(state, room, dir)
-  for _, lock in ipairs(state.world.locks) do
-    local from, d, to, colour = lock[1], lock[2], lock[3], lock[4]
-    local here = from == room and d == dir or to == room and state.world.exits[room][dir] == from
-    if here and not state.open[colour] then return colour end
-  end
-end
-
-local function view(state)
-  local exits, here = {}, state.items[state.room] or {}
-  for _, dir in ipairs(order) do
-    local to = state.world.exits[state.room][dir]
-    local colour = to and locked(state, state.room, dir)
-    if colour then exits[#exits + 1] = ("%s (locked, %s)"):format(dir, colour)
-    elseif to then exits[#exits + 1] = ("%s (%s)"):format(dir, state.seen[to] and to or "new") end
-  end
-  local function list(items) return #items > 0 and table.concat(items, ", ") or "nothing" end
-  return ("%s. Exits: %s. You see: %s. You carry: %s."):format(state.room, table.concat(exits, ", "), list(here),
-    list(state.carry))
-end
-
-local moves = {}
-
-function moves.go(state, dir)
-  local to = state.world.exits[state.room][dir]
-  if not to then return "There is no way. " end
-  if locked(state, state.room, dir) then return "The door is locked. " end
-  state.room = to
-  state.seen[to] = true
-  return ""
-end
-
-function moves.take(state, item)
-  for i, name in ipairs(state.items[state.room] or {}) do
-    if name == item then
-      table.remove(state.items[state.room], i)
-      state.carry[#state.carry + 1] = item
-      state.won = item == state.world.goal
-      return "Taken. "
-    end
-  end
-  return "It is not here. "
-end
-
-function moves.unlock(state, dir)
-  local colour = locked(state, state.room, dir)
-  if not colour then return "There is no lock. " end
-  for _, item in ipairs(state.carry) do
-    if item == colour .. " key" then
-      state.open[colour] = true
-      return "Unlocked. "
-    end
-  end
-  return "You have no key for it. "
-end
-
-local function act(state, action)
-  local verb, what = tostring(action or ""):match "^(%a+) (.+)$"
-  local prefix = moves[verb] and moves[verb](state, what) or "You cannot do that. "
-  if state.won then return ("You have the %s. You win!"):format(state.world.goal) end
-  return prefix .. view(state)
-end
-
-local function new_world(world)
-  local items = {}
-  for room, list in pairs(world.items) do items[room] = table.move(list, 1, #list, 1, {}) end
-  return { world = world, room = world.start, seen = { [world.start] = true }, items = items, carry = {}, open = {} }
 end
 
 -- ---- families: each says whether a problem was solved ----------------------------------------------------
@@ -176,9 +105,9 @@ function families.tools(talk, row, tally)
 end
 
 function families.adventure(talk, row, tally)
-  local state = new_world(row.world)
-  tool_loop(talk, row.messages, 33, tally, function(call) return act(state, call.arguments and call.arguments.action) end)
-  return state.won == true
+  local g = game.new(row.world)
+  tool_loop(talk, row.messages, 33, tally, function(call) return game.act(g, call.arguments and call.arguments.action) end)
+  return g.won == true
 end
 
 -- ---- running ------------------------------------------------------------------------------------------------
