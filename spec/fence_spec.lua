@@ -92,7 +92,8 @@ local attempts = {
     "local w, f = coroutine.wrap, function() local n = 0 for i = 1, 30 do n = n + i end end while true do w(f)() end",
     over = "instructions" },
   { "coroutines inside coroutines", "local function f() coroutine.wrap(f)() while true do end end f()", over = "instructions|error" },
-  { "a loop in __close", "do local x <close> = setmetatable({}, { __close = function() while true do end end }) end", over = "instructions" },
+  { "a loop in __close", "do local x <close> = setmetatable({}, { __close = function() while true do end end }) end",
+    over = "instructions" },
   { "a loop in __close behind an error",
     "pcall(function() local x <close> = setmetatable({}, { __close = function() while true do end end }) error 'now' end)",
     over = "instructions" },
@@ -286,7 +287,9 @@ describe("an attempt to escape:", function()
 
   it("works in slices inside a coroutine, and lets others go on", function()
     local turns = 0
-    local co = coroutine.create(function() return run("local n = 0 for i = 1, 3000000 do n = n + i end return n", { instructions = 1 << 40 }) end)
+    local co = coroutine.create(function()
+      return run("local n = 0 for i = 1, 3000000 do n = n + i end return n", { instructions = 1 << 40 })
+    end)
     local ok, text
     repeat
       ok, text = coroutine.resume(co)
@@ -301,7 +304,8 @@ describe("an attempt to escape:", function()
     for _, code in ipairs { "while true do end", "pcall(function() while true do end end) while true do end",
                             "while true do coroutine.wrap(function() for i = 1, 1e6 do end end)() end",
                             "('x'):rep(10):gsub('x', function() while true do end end)" } do
-      local co, r = coroutine.create(function() return run(code, { instructions = 1 << 40, seconds = 0.1 }) end), nil
+      local co = coroutine.create(function() return run(code, { instructions = 1 << 40, seconds = 0.1 }) end)
+      local r
       repeat r = table.pack(coroutine.resume(co)) until coroutine.status(co) == "dead"
       assert.is_nil(r[2])
       assert.are.equal("seconds", r[4])

@@ -188,7 +188,8 @@ describe("the HTTP tool", function()
     local others = { "http://example.org/", "ftp://127.0.0.1/", "file:///etc/passwd", "//127.0.0.1/", "", "http://", "http://[::1]:80/",
                      "http://127.0.0.1:99999/" }
     for _, form in ipairs { "https://127.0.0.1:%d/", "http://localhost:%d/", "http://user@127.0.0.1:%d/",
-                            "http://127.0.0.1:%d@example.org/", "http://example.org#@127.0.0.1:%d/", "http://127.0.0.1:%d\\@example.org/", "http://127.0.0.1:%d /",
+                            "http://127.0.0.1:%d@example.org/", "http://example.org#@127.0.0.1:%d/",
+                     "http://127.0.0.1:%d\\@example.org/", "http://127.0.0.1:%d /",
                             "http://127.0.0.1:%d\r\nX: y/", "http://2130706433:%d/", "http://127.1:%d/", "http://127.0.0.1:%d/ä",
                             "http://127.0.0.1.:%d/", "http://127.0.0.1:0%d@/" } do
       others[#others + 1] = form:format(port)
