@@ -102,6 +102,9 @@ FUZZED  = $(wildcard csrc/base/*.c csrc/io/*.c csrc/run/schema*.c) $(patsubst %,
 $(BUILD)/fuzz/%: spec/fuzz/%.c $(wildcard spec/fuzz/*.h csrc/*/*.h) $(FUZZED)
 	@mkdir -p $(@D)
 	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< $(FUZZED) $(LIBS)
+$(BUILD)/fuzz/head_fuzz: spec/fuzz/head_fuzz.c csrc/net/head.c csrc/net/head.h
+	@mkdir -p $(@D)
+	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< csrc/net/head.c
 $(BUILD)/fuzz/store_fuzz: spec/fuzz/store_fuzz.c $(wildcard csrc/*/*.[ch])
 	@mkdir -p $(@D)
 	$(CLANG) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< \
