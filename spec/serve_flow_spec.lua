@@ -157,6 +157,28 @@ describe("the server", function()
       c:close()
     end)
 
+    it("bounds the choices of all requests together", function()
+      start { limits = { choices = 3 } }
+      local held = http.open(server)
+      held:send(endless())
+      http.until_true(server, function() return server:stats().generating == 1 end)
+      assert.equal(200, ask({ messages = user "Hello!", max_tokens = 2, n = 2 }).status)
+      assert.equal(503, ask({ messages = user "Hello!", max_tokens = 2, n = 3 }).status)
+      held:close()
+      http.until_true(server, idle)
+    end)
+
+    it("reads a large body while others have their turns", function()
+      start()
+      local c, big = http.open(server), '{"messages": [' .. ("[],"):rep(100000) .. "1]}"
+      c:send(http.request("POST", "/v1/chat/completions", big))
+      http.until_true(server, function() return server:stats().running == 1 end)
+      assert.equal(200, http.ask(server, "GET", "/health").status)
+      assert.equal(1, server:stats().running)
+      assert.equal("messages[0]", c:answer().json.error.param)
+      c:close()
+    end)
+
     it("turns connections away when it has too many", function()
       start { limits = { connections = 3 } }
       local open = {}

@@ -228,6 +228,19 @@ static int same(lua_State *L) {
   return 1;
 }
 
+static void on_count(lua_State *L, lua_Debug *d) {
+  (void)d;
+  if (lua_isyieldable(L)) lua_yield(L, 0);
+}
+
+/* net.pace(coroutine, n): from now on it yields by itself after each n instructions, for work of pure Lua that takes long */
+static int pace(lua_State *L) {
+  lua_State *co = lua_tothread(L, 1);
+  luaL_argcheck(L, co, 1, "a coroutine expected");
+  lua_sethook(co, on_count, LUA_MASKCOUNT, (int)luaL_checkinteger(L, 2));
+  return 0;
+}
+
 /* net.files(dir) -> { { name=, size=, modified= }, ... } of its plain files, links left out | nil, message */
 static int files(lua_State *L) {
   struct stat st;
@@ -283,7 +296,8 @@ void fm_net_open_server(lua_State *L) {
                                         { "take", s_take }, { NULL, NULL } };
   static const luaL_Reg of_exchange[] = { { "reply", x_reply }, { "begin", x_begin }, { "write", x_write }, { "finish", x_finish },
                                           { "drop", x_drop }, { "pending", x_pending }, { "gone", x_gone }, { NULL, NULL } };
-  static const luaL_Reg functions[] = { { "server", server }, { "same", same }, { "files", files }, { "catch", catch_signals },
+  static const luaL_Reg functions[] = { { "server", server }, { "same", same }, { "files", files },
+                                        { "pace", pace }, { "catch", catch_signals },
                                         { "caught", was_caught }, { NULL, NULL } };
   fm_net_class(L, SERVER, of_server, s_close);
   fm_net_class(L, EXCHANGE, of_exchange, x_close);

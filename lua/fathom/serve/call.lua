@@ -4,6 +4,8 @@
 local json = require "fathom.json"
 local wire = require "fathom.serve.wire"
 
+local PACED, INSTRUCTIONS = 64 << 10, 100000
+
 local call = {}
 local methods = {}
 local mt = { __name = "fathom.serve.call", __index = methods }
@@ -16,13 +18,27 @@ end
 
 -- ---- reading ----------------------------------------------------------------------------------------------------
 
+-- A large text is decoded bit by bit, while others have their turns.
+local function decode(self, text)
+  if #text < PACED then return json.decode(text) end
+  local co = coroutine.create(json.decode)
+  self.server.lib.pace(co, INSTRUCTIONS)
+  local r = table.pack(coroutine.resume(co, text))
+  while coroutine.status(co) ~= "dead" do
+    self.pause()
+    r = table.pack(coroutine.resume(co))
+  end
+  if not r[1] then error(r[2], 0) end
+  return r[2], r[3]
+end
+
 --- The body as a JSON object; raises a refusal.
 function methods:json_body()
   local text = self.text
   if text == "" then wire.refuse(400, "the body is empty: a JSON object is expected") end
   if not utf8.len(text) then wire.refuse(400, "the body is not UTF-8", nil, "invalid_utf8") end
-  local value, why = json.decode(text)
   self.text = nil
+  local value, why = decode(self, text)
   if value == nil then wire.refuse(400, "the body is not valid JSON: " .. why, nil, "invalid_json") end
   local kind = type(value) == "table" and getmetatable(value) and getmetatable(value).__jsontype
   if kind ~= "object" then wire.refuse(400, "the body must be a JSON object") end

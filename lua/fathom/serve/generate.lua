@@ -1,5 +1,6 @@
 --- serve/generate.lua - the choices of one request: so many tasks of the engine at once, told piece by piece as they come.
 
+local limits = require "fathom.serve.limits"
 local sampling = require "fathom.sampling"
 local task = require "fathom.task"
 local wire = require "fathom.serve.wire"
@@ -33,7 +34,7 @@ local function run_choice(call, spec, sink, over)
     sink(spec, text, info)
   end
   spec.result = spec.dress and spec.dress(call, spec, t.result) or t.result
-  metrics:usage(t.result.usage)
+  counted:usage(t.result.usage)
   if over then over(spec) end
 end
 
@@ -73,6 +74,7 @@ end
 -- @param sink function  (spec, text, info) for each piece; may wait
 -- @param over function|nil  (spec) when a choice is complete; may wait
 function generate.run(call, specs, sink, over)
+  limits.more_choices(call.server, #specs)
   local running = {}
   local guard <close> = guard_of(running)             -- luacheck: ignore 211
   for i, spec in ipairs(specs) do

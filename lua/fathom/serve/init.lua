@@ -272,8 +272,8 @@ end
 -- @param model model
 -- @param opts table|nil  host ("127.0.0.1"), port (one that is free), key (clients must give it), name (of the model; its folder's),
 --   traces (a folder of .jsonl files to show), log (function(request), called when one is over), limits: { requests (512 at once),
---   per_client (at once), per_minute (of a client), max_tokens, n (64), body (bytes, 8 MiB), bodies, connections (1,024),
---   buffer (bytes that wait for one client), head_ms, body_ms, idle_ms, stall_ms }
+--   choices (1,024 at once), per_client (requests at once), per_minute (of a client), max_tokens, n (64), body (bytes, 2 MiB),
+--   bodies (of all, 32 MiB), connections (1,024), buffer (bytes that wait for one client), head_ms, body_ms, idle_ms, stall_ms }
 -- @return server, or nil, err
 -- @usage
 --   local server = assert(fathom.serve(model, { port = 8080 }))
@@ -294,7 +294,7 @@ function serve.serve(model, opts)
   s, err = listen(net, o, l)
   if not s then return nil, err end
   if o.key then span.secret(o.key) end
-  local self = { model = model, net = s, net_now = net.now, same = net.same, files = net.files, host = o.host, port = s:port(), key = o.key,
+  local self = { model = model, lib = net, net = s, net_now = net.now, host = o.host, port = s:port(), key = o.key,
                  name = o.name or basename(model.engine.dir), traces = o.traces, log = o.log, limits = l, clients = {}, jobs = {},
                  n_running = 0, bytes_of = {}, created = os.time(), fingerprint = "fathom-" .. model.engine:digest() }
   self.is_local = o.host == "localhost" or o.host == "::1" or o.host:match "^127%." ~= nil

@@ -8,14 +8,15 @@ local is = options.is
 
 --- Names and checks of fathom.serve's option limits.
 limits.known = {
-  requests = is.count(1, 65536), per_client = is.count(1), per_minute = is.count(1), max_tokens = is.count(1), n = is.count(1, 65536),
+  requests = is.count(1, 65536), choices = is.count(1, 65536), per_client = is.count(1), per_minute = is.count(1),
+  max_tokens = is.count(1), n = is.count(1, 65536),
   body = is.count(1024), bodies = is.count(1024), connections = is.count(1, 100000), buffer = is.count(1024),
   head_ms = is.count(1), body_ms = is.count(1), idle_ms = is.count(1), stall_ms = is.count(1),
 }
 
 local MINUTE_MS = 60000
-local defaults = { requests = 512, n = 64, body = 8 << 20, bodies = 128 << 20, connections = 1024, buffer = 256 << 10,
-                   head_ms = 10000, body_ms = 30000, idle_ms = 60000, stall_ms = 30000 }
+local defaults = { requests = 512, choices = 1024, n = 64, body = 2 << 20, bodies = 32 << 20, connections = 1024,
+                   buffer = 256 << 10, head_ms = 10000, body_ms = 30000, idle_ms = 60000, stall_ms = 30000 }
 
 --- Checks limits and fills in defaults.
 function limits.read(given)
@@ -56,6 +57,14 @@ function limits.enter(server, address)
   client.seen = now
   server.n_running, client.running = server.n_running + 1, client.running + 1
   return function() server.n_running, client.running = server.n_running - 1, client.running - 1 end
+end
+
+--- Refuses n more choices where those of all requests together would be too many.
+function limits.more_choices(server, n)
+  local m = server.metrics
+  if m.waiting + m.generating + n > server.limits.choices then
+    too_many(503, ("more than %d choices at once"):format(server.limits.choices), 1)
+  end
 end
 
 --- Forgets clients that have not asked for a while.

@@ -38,27 +38,31 @@ function methods:answered(route, status, seconds)
   observe(self.whole, seconds)
 end
 
---- Counts what a generation used.
-function methods:usage(u)
-  self.prompt, self.cached, self.completion = self.prompt + u.prompt, self.cached + u.cached, self.completion + u.completion
-  self.drafted, self.accepted = self.drafted + u.drafted, self.accepted + u.accepted
-end
-
 local choice = {}
 local choice_mt = { __index = choice, __close = function(c)
   local m, name = c.metrics, c.last and "generating" or "waiting"
   m[name] = m[name] - 1
+  if not c.used then m.completion = m.completion + c.n end      -- it was left in the middle
 end }
 
 --- Follows one choice from its request to its last token; to be closed.
 function methods:choice(call)
   self.waiting = self.waiting + 1
-  return setmetatable({ metrics = self, begun = call.begun_ms }, choice_mt)
+  return setmetatable({ metrics = self, begun = call.begun_ms, n = 0 }, choice_mt)
+end
+
+--- It is complete, and used so much.
+function choice:usage(u)
+  local m = self.metrics
+  self.used = true
+  m.prompt, m.cached, m.completion = m.prompt + u.prompt, m.cached + u.cached, m.completion + u.completion
+  m.drafted, m.accepted = m.drafted + u.drafted, m.accepted + u.accepted
 end
 
 --- n tokens have come.
 function choice:tokens(n)
   if n == 0 then return end
+  self.n = self.n + n
   local m, now = self.metrics, self.metrics.now()
   if self.last then
     observe(m.each, (now - self.last) / 1000 / n, n)

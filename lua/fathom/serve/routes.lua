@@ -75,7 +75,7 @@ function routes.check(server, call)
   if not server.key or open[call.path] or page_paths[call.path] then return end
   local given = call.headers.authorization and call.headers.authorization:match "^[Bb]earer%s+(.-)%s*$" or call.headers["x-api-key"]
   if not given then wire.refuse(401, "a key is wanted: Authorization: Bearer KEY", nil, "missing_api_key") end
-  if not server.same(given, server.key) then wire.refuse(401, "the key is not right", nil, "invalid_api_key") end
+  if not server.lib.same(given, server.key) then wire.refuse(401, "the key is not right", nil, "invalid_api_key") end
 end
 
 return routes

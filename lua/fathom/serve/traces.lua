@@ -9,7 +9,7 @@ local CHUNK = 64 << 10
 
 local function listing(server)
   if not server.traces then wire.refuse(404, "this server shows no traces: start it with traces = a folder", nil, "no_traces") end
-  local files, why = server.files(server.traces)
+  local files, why = server.lib.files(server.traces)
   if not files then wire.refuse(404, "the folder of traces cannot be read: " .. why, nil, "no_traces") end
   local out = json.array {}
   for _, file in ipairs(files) do
