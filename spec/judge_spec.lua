@@ -90,23 +90,23 @@ describe("a judge on a model of this process", function()
   end)
 
   it("compares in both orders and maps the verdicts back", function()
-    local r = assert(fathom.judge(model, { votes = 4, seed = 1 }):compare(table.unpack(pair)))
+    local r = assert(fathom.judge(model, { votes = 3, seed = 1 }):compare(table.unpack(pair)))
     assert.equal("a", r.winner)
-    assert.equal(8, #r.votes)
+    assert.equal(6, #r.votes)
     assert.equal("ab", r.votes[1].order)
-    assert.equal("ba", r.votes[8].order)
+    assert.equal("ba", r.votes[6].order)
     for _, vote in ipairs(r.votes) do
       local said = vote.text:match "%[%[(.)%]%]$"
       local want = ({ A = vote.order == "ab" and "a" or "b", B = vote.order == "ab" and "b" or "a", C = "tie" })[said]
       assert.equal(want, vote.label)
     end
     assert.is_true(r.flip_rate >= 0 and r.flip_rate <= 1 and r.agreement > 0.5)
-    local back = assert(fathom.judge(model, { votes = 4, seed = 1 }):compare(pair[1], pair[3], pair[2]))
+    local back = assert(fathom.judge(model, { votes = 1, temperature = 0 }):compare(pair[1], pair[3], pair[2]))
     assert.equal("b", back.winner)
   end)
 
   it("reads the probability of whole labels with their ending", function()
-    local j = fathom.judge(model, { votes = 3, seed = 5, orders = "ab" })
+    local j = fathom.judge(model, { votes = 2, seed = 5, orders = "ab" })
     for _, r in ipairs { assert(j:score(table.unpack(wrong_sum))), assert(j:compare(table.unpack(pair))) } do
       local fields = { question = r.score and wrong_sum[1] or pair[1], answer = wrong_sum[2], a = pair[2], b = pair[3],
                        low = 1, high = 10 }
@@ -144,9 +144,9 @@ describe("a judge on a model of this process", function()
   end)
 
   it("votes the same with the same seed: alone, beside others, without prefixes, in small chunks, set back", function()
-    local o = { votes = 2, seed = 1 }
+    local o = { votes = 3, seed = 1, orders = "ba" }
     local alone = assert(fathom.judge(model, o):compare(table.unpack(pair)))
-    local other = assert(fathom.judge(model, { votes = 2, seed = 12 }):compare(table.unpack(pair)))
+    local other = assert(fathom.judge(model, { votes = 3, seed = 12, orders = "ba" }):compare(table.unpack(pair)))
     assert.not_same(texts(alone.votes), texts(other.votes))
     for _, load in ipairs { { seqs = 2, prefix_cache = false, chunk = 16 }, { seqs = 6, ctx = 512, cache_bytes = 3000000, mtp = false } } do
       local small <close> = assert(fathom.load(fathom.pocket, load))
@@ -187,7 +187,7 @@ describe("a judge on a model of this process", function()
   end)
 
   it("writes principles before it scores in that mode, and sums the scores", function()
-    local j = fathom.judge(model, { votes = 2, seed = 4, mode = "principles", max_tokens = 120 })
+    local j = fathom.judge(model, { votes = 2, seed = 4, mode = "principles", max_tokens = 60 })
     local r = assert(j:score(table.unpack(wrong_sum)))
     assert.equal(r.votes[1].score + r.votes[2].score, r.sum)
     local c = assert(j:compare(table.unpack(pair)))
@@ -195,7 +195,7 @@ describe("a judge on a model of this process", function()
   end)
 
   it("ranks by matches of all against all, or by scores", function()
-    local answers = { pair[3], pair[2], "I don't know." }
+    local answers = { pair[3], pair[2], "I don't know" }
     local r = assert(fathom.judge(model, { votes = 1, seed = 1, temperature = 0 }):rank(pair[1], answers))
     assert.equal(2, r.winner)
     assert.same({ 2, 1, 3 }, r.order)

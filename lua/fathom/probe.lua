@@ -2,6 +2,9 @@
 -- Probes run in the batch of everything else, in the passes of those who decode, so nobody waits for them.
 
 local fault = require "fathom.fault"
+local task = require "fathom.task"
+
+local SLICE_MS = 50                   -- of a turn of the engine while somebody blocks
 
 local probe = {}
 local methods = {}
@@ -64,23 +67,58 @@ function probe.start_one(slot, prompt, ids, how)
   return self
 end
 
+--- What was read, as plain tables, each with its share among them.
+-- @param replies list  texts or ids, as they were given
+function probe.shares(probes, replies)
+  local most, sum, out = -math.huge, 0.0, {}
+  for _, p in ipairs(probes) do most = math.max(most, p.logprob) end
+  for _, p in ipairs(probes) do sum = sum + math.exp(p.logprob - most) end
+  for i, p in ipairs(probes) do
+    out[i] = { text = type(replies[i]) == "string" and replies[i] or nil, logprob = p.logprob, tokens = p.tokens,
+               p = math.exp(p.logprob - most) / sum }
+  end
+  return out
+end
+
+local group = {}
+group.__index = group
+
+--- Waits until all are read: yields inside a coroutine, works elsewhere.
+function group:wait()
+  while not self.done do
+    if coroutine.isyieldable() then task.yield { task = self, model = self.model } else self.engine:step(SLICE_MS) end
+  end
+  return self.probes, self.err
+end
+
+--- Stops those that still run.
+function group:cancel()
+  for _, p in ipairs(self.probes) do
+    if not p.done then p:cancel() end
+  end
+end
+
 --- Starts reading several replies to one prompt.
--- @param replies list of lists of ids
--- @param done function(probes, err)  called once, when all of them are read; err: the first that went wrong
--- @return list of probes, to cancel them
-function probe.start(slot, prompt, replies, done, priority)
-  local left, probes, first_err = #replies, {}, nil
-  local function finished(p)
+-- @param replies list of lists of ids, one at least
+-- @param finished function(probes, err)|nil  called once, when all of them are read; err: the first that went wrong
+-- @param priority integer|nil
+-- @return group          done, probes, err, wait(), cancel()
+function probe.start(slot, prompt, replies, finished, priority)
+  local self = setmetatable({ done = false, probes = {}, engine = slot.engine, model = slot.model }, group)
+  local left = #replies
+  local function one_done(p)
     left = left - 1
-    first_err = first_err or (p and p.err)
-    if left == 0 then done(probes, first_err) end
+    self.err = self.err or p.err
+    if left > 0 then return end
+    self.done = true
+    if finished then finished(self.probes, self.err) end
   end
   for i, ids in ipairs(replies) do
-    local p, err = probe.start_one(slot, prompt, ids, { finished = finished, priority = priority })
-    probes[i] = p or { done = true, err = err }
-    if not p then finished(probes[i]) end
+    local p, err = probe.start_one(slot, prompt, ids, { finished = one_done, priority = priority })
+    self.probes[i] = p or { done = true, err = err }
+    if not p then one_done(self.probes[i]) end
   end
-  return probes
+  return self
 end
 
 return probe

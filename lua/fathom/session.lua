@@ -1,6 +1,7 @@
 --- session.lua - a conversation: its messages, the core session that caches it, its tasks in order.
 
 local chat = require "fathom.chat"
+local choices = require "fathom.choices"
 local fault = require "fathom.fault"
 local json = require "fathom.json"
 local options = require "fathom.options"
@@ -196,6 +197,21 @@ function session.fan_out(slot, o, prepare, drawn)
   for _, t in ipairs(tasks) do t:cancel() end
   if err then return nil, err end
   return results
+end
+
+-- A task that reads a prompt and says nothing: forks go on from there.
+local function read(self, what, turn, given)
+  local o = turn_options(self, what, sampling.merge({ max_tokens = 0 }, given), ask_known)
+  local said = new_messages(what, turn)
+  return task.new(self, o, { model = self.model, prepare = function()
+    return window.render(self.engine, append(self.list, said), o)
+  end })
+end
+
+--- How likely given replies are: see choices.lua.
+function methods:score(turn, replies, opts)
+  check_open(self)
+  return choices.score(self, read, turn, replies, opts)
 end
 
 --- Says something and reads the reply as JSON. The masks keep it to the schema; the prompt does not mention that: to
