@@ -312,6 +312,53 @@ describe("an attempt to escape:", function()
     end
   end)
 
+  it("gives the same in the thinnest slices as at once", function()
+    local programs = {
+      "local t = {} for i = 1, 300 do t[#t + 1] = (i * 7919) % 101 end table.sort(t) return table.concat(t, ' ')",
+      "local function fib(n) if n < 2 then return n end return fib(n - 1) + fib(n - 2) end return fib(15)",
+      "local function f(n, ...) if n == 0 then return ... end return f(n - 1, n, ...) end return select('#', f(100)), (f(100))",
+      "local s = {} for w in ('the quick brown fox '):rep(50):gmatch '%a+' do s[w] = (s[w] or 0) + 1 end return s",
+      "local n = 0 for i = 1, 200 do local ok, e = pcall(function() if i % 3 == 0 then error({ i }) end return i end)"
+        .. " n = n + (ok and e or e[1] * 2) end return n",
+      "local c = coroutine.wrap(function() for i = 1, 200 do coroutine.yield(i) end return 'end' end)"
+        .. " local n = 0 for i = 1, 200 do n = n + c() end return n, c()",
+      "local mt = { __index = function(_, k) return k * 2 end, __add = function(a, b) return a.v + b.v end,"
+        .. " __lt = function() return true end } local a, n = setmetatable({ v = 1 }, mt), 0"
+        .. " for i = 1, 200 do n = n + a[i] + (a + a) + (a < a and 1 or 0) end return n",
+      "local n, i = 0, 0 ::top:: i = i + 1 if i % 2 == 0 then goto skip end n = n + i ::skip:: if i < 500 then goto top end return n",
+      "return (('x'):rep(300):gsub('x', function() local n = 0 for i = 1, 10 do n = n + i end return n end))",
+      "do local x <close> = setmetatable({}, { __close = function() for i = 1, 300 do last = i end end }) end return last",
+      "local fs = {} for i = 1, 50 do fs[i] = function() i = i + 1 return i end end local n = 0"
+        .. " for r = 1, 5 do for _, f in ipairs(fs) do n = n + f() end end return n",
+      "for i = 1, 100 do print(i, ('%5.2f'):format(i / 3)) end local a, b, c = (function(...) return ... end)(1, 2, 3) return a, b, c",
+      "local t = setmetatable({}, { __pairs = function() return function(_, k) k = (k or 0) + 1 if k < 99 then return k, k end end end })"
+        .. " local n = 0 for _, v in pairs(t) do n = n + v end return n",
+      "local n = 0 for i = 1, 300 do local x, y, z = table.unpack({ i, i + 1, i + 2 }) n = n + x * y - z end error('n is ' .. n)",
+      "xpcall(function() local x = nil; return x.y end, function(m) for i = 1, 200 do last = i end return m end) return last",
+    }
+    local core = require "fathom.core"
+    local prelude = "print = function() end return function(...) local t = table.pack(...) for i = 1, t.n do"
+      .. " t[i] = type(t[i]) == 'table' and t[i].the or tostring(t[i]) end return table.concat(t, ' ', 1, t.n) end"
+    local in_all = 0
+    for _, code in ipairs(programs) do
+      local function result(slice)
+        local handle <close> = core.fence(code, prelude, 1 << 40, 16 << 20, nil)
+        local slices, why, text = 1, handle:step(slice, 1e9)
+        while not why do
+          why, text = handle:step(slice, 1e9)
+          slices = slices + 1
+        end
+        return why .. ": " .. tostring(text), slices
+      end
+      local whole, one = result(math.huge)
+      local cut, many = result(0)
+      assert.are.equal(whole, cut, code)
+      assert.are.equal(1, one)
+      in_all = in_all + many
+    end
+    assert.is_true(in_all > 500)
+  end)
+
   it("may be dropped in the midst", function()
     for _ = 1, 50 do
       local co = coroutine.create(function() return run("while true do local t = {} end", { instructions = 1 << 40 }) end)

@@ -12,7 +12,7 @@
 
 #define CFENCE "fathom.core.fence"
 
-enum { INTERVAL = 128,                    /* instructions between two looks: one of them may work for a millisecond */
+enum { INTERVAL = FM_FENCE_INTERVAL, SLOW_INTERVAL = 4, SLOW_MS = 2,
        SMALL = 512, GRAIN = 16, BLOCK = 16 * 1024, MAX_DEPTH = 64 };
 
 /* Why a program is over. */
@@ -25,7 +25,7 @@ typedef struct fence {
   jmp_buf out;
   int why, open, closed;
   uint64_t spent, instructions, unlooked;
-  double deadline;
+  double deadline, looked;                /* ms */
   size_t held, quota;                     /* bytes taken from the host, free ones among small blocks included */
   block *large, *blocks;                  /* blocks are cut into small pieces */
   char *cut, *cut_end;
@@ -153,15 +153,22 @@ void fm_fence_charge(lua_State *F, uint64_t n) {
   f->unlooked += n + 8;
   if (f->unlooked < INTERVAL) return;
   f->unlooked = 0;
-  if (fm_now_ms() > f->deadline) leave(f, OVER_SECONDS);
+  f->looked = fm_now_ms();
+  if (f->looked > f->deadline) leave(f, OVER_SECONDS);
 }
 
 /* Others get their turn only where the program itself can wait: not inside its coroutines, nor below a C function. */
 static void on_count(lua_State *F, lua_Debug *ar) {
   fence *f = fence_of(F);
+  double before = f->looked;
+  int count = lua_gethookcount(F);
   (void)ar;
-  fm_fence_charge(F, INTERVAL);
-  if (F != f->main || !lua_isyieldable(F) || fm_now_ms() < f->slice_end) return;
+  f->unlooked = INTERVAL;
+  fm_fence_charge(F, (uint64_t)count);
+  // one instruction may work for long (comparing megabytes): then the next look comes soon
+  int want = f->looked - before > SLOW_MS ? SLOW_INTERVAL : INTERVAL;
+  if (want != count) lua_sethook(F, on_count, LUA_MASKCOUNT, want);
+  if (F != f->main || !lua_isyieldable(F) || f->looked < f->slice_end) return;
   f->paused = 1;
   lua_yield(F, 0);
 }
@@ -344,7 +351,7 @@ static int f_step(lua_State *L) {
   fence *f = luaL_checkudata(L, 1, CFENCE);
   double slice = luaL_checknumber(L, 2), left = luaL_checknumber(L, 3), now = fm_now_ms();
   if (f->closed) return luaL_error(L, "attempt to use a closed fence");
-  f->slice_end = now + slice, f->deadline = now + left;
+  f->slice_end = now + slice, f->deadline = now + left, f->looked = now;
   if (f->why == RUNNING && go_on(f) == RUNNING) return 0;
   lua_pushstring(L, reasons[f->why]);
   push_text(L, f->F);

@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define FM_FENCE_INTERVAL 32              /* instructions between two looks at the clock: one of them may work for a millisecond */
 #define FM_FENCE_CHUNK (256 * 1024)       /* bytes of a program's text, at most: compiling is not interrupted */
 
 /* Counts n instructions and looks at the clock now and then; does not return when a quota is used up. */

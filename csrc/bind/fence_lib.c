@@ -40,7 +40,7 @@ static uint64_t concat_cost(lua_State *F) {
 
 static uint64_t unpack_cost(lua_State *F) { return span(integer_at(F, 2, 1), integer_at(F, 3, list_length(F))); }
 static uint64_t move_cost(lua_State *F) { return span(integer_at(F, 2, 1), integer_at(F, 3, 0)); }
-static uint64_t thread_cost(lua_State *F) { (void)F; return 128; }      // its own count begins anew
+static uint64_t thread_cost(lua_State *F) { (void)F; return FM_FENCE_INTERVAL; }      // its own count begins anew
 
 /* What would never fit is refused at once. */
 static uint64_t rep_cost(lua_State *F) {
