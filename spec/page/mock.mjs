@@ -38,7 +38,7 @@ async function complete(body, response, closed) {
     for (const piece of text.match(/\s*\S+|\s+/g) ?? []) {
       if (closed()) return;
       if (said.breakAfter && ++n > said.breakAfter) {
-        await pause(150);   // a broken connection may take with it what a browser has not read
+        await pause(400);   // a broken connection may take with it what a browser has not read
         response.destroy();
         return;
       }

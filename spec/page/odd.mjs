@@ -63,7 +63,7 @@ export async function odd(browser, shots) {
     await settled(page);
     expect((await page.locator(".reply").last().textContent()).includes("stopped"), "not marked as stopped");
     const entry = completions(mock).at(-1);
-    for (let i = 0; i < 50 && !entry.closed; i++) await page.waitForTimeout(20);
+    for (let i = 0; i < 250 && !entry.closed; i++) await page.waitForTimeout(20);
     expect(entry.closed && !entry.whole, "the connection stays open");
   });
 
@@ -136,7 +136,7 @@ export async function odd(browser, shots) {
     await page.press("#question", "Enter");
     await page.waitForSelector(".figures");
     same(completions(mock).slice(-3).map((r) => r.body.seed).sort(), [700, 701, 702], "seeds");
-    same(mock.seen.at(-1).body, { question: "What is 17 + 25?", answers: Array(3).fill("17 + 25 = 42\n\\boxed{42}"), votes: 4, mode: "pair", seed: 700 }, "what the judge is asked");
+    same(mock.seen.findLast((r) => r.path === "/v1/judge").body, { question: "What is 17 + 25?", answers: Array(3).fill("17 + 25 = 42\n\\boxed{42}"), votes: 4, mode: "pair", seed: 700 }, "what the judge is asked");
     same(await page.textContent(".verdict > p"), "C is best", "the verdict");
     same(await page.locator(".figures dd").allTextContents(), ["81 %", "4 %"], "agreement and flip rate");
     same(await page.locator(".sample.best h3").allTextContents(), ["C"], "marked");

@@ -85,7 +85,7 @@ async function talk(browser, url, shots) {
     await settled(page);
     expect((await page.locator(".reply").last().textContent()).includes("stopped"), "not marked as stopped");
     const running = async () => Number(/^fathom_requests_running (\d+)/m.exec(await (await page.request.get(`${url}/metrics`)).text())?.[1]);
-    for (let i = 0; i < 50 && await running() !== 0; i++) await page.waitForTimeout(20);
+    for (let i = 0; i < 250 && await running() !== 0; i++) await page.waitForTimeout(20);
     same(await running(), 0, "requests that run");
     await page.unroute("**/v1/chat/completions");
   });
