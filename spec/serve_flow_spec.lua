@@ -196,6 +196,24 @@ describe("the server", function()
   end)
 
   describe("with slow clients", function()
+    it("is not kept busy by a crowd that says nothing, nor by one that only stays", function()
+      start { limits = { connections = 4 } }
+      local crowd = {}
+      for i = 1, 4 do
+        crowd[i] = http.open(server)
+        if i > 2 then
+          crowd[i]:send(http.request("GET", "/health"))
+          assert.equal(200, crowd[i]:answer().status)
+        end
+        server:step { ms = 5 }
+      end
+      assert.equal(503, http.ask(server, "GET", "/health").status)
+      socket.sleep(0.6)
+      server:step()
+      for _ = 1, 4 do assert.equal(200, http.ask(server, "GET", "/health").status) end
+      for i = 1, 4 do crowd[i]:close() end
+    end)
+
     it("waits for heads and bodies so long and no longer", function()
       start { limits = { head_ms = 150, body_ms = 200, idle_ms = 400 } }
       for _, part in ipairs { "", "POST /tokeni", "POST /tokenize HTTP/1.1\r\nHost: localhost\r\n",

@@ -98,11 +98,124 @@ describe("the server", function()
     r = chat { messages = messages, tools = tools, temperature = 0 }
     assert.matches("178377", r.json.choices[1].message.content)
   end)
+
+  local function content(more)
+    local body = { messages = user "What is 17 + 25?", temperature = 0 }
+    for k, v in pairs(more) do body[k] = v end
+    local choice = chat(body).json.choices[1]
+    return choice.message.content, choice
+  end
+
+  it("takes what clients say in other words", function()
+    local plain = content {}
+    assert.equal(plain, (content { messages = { { role = "user", content = { { type = "text", text = "What is " },
+                                                                            { type = "text", text = "17 + 25?" } } } } }))
+    local system, developer = {}, {}
+    for role, list in pairs { system = system, developer = developer } do
+      list[1], list[2] = { role = role, content = "Facts:\nage of Rimu: 41" }, user("How old is Rimu?")[1]
+    end
+    assert.equal((content { messages = system }), (content { messages = developer }))
+    assert.equal(plain, (content { max_completion_tokens = 100, user = "me", metadata = { a = "b" }, tools = json.array {},
+                                   logit_bias = json.object {}, stop = json.null, seed = 5, service_tier = "auto" }))
+  end)
+
+  it("thinks or not, as it is asked", function()
+    for _, more in ipairs { { think = false }, { reasoning_effort = "none" }, { chat_template_kwargs = { enable_thinking = false } } } do
+      more.messages = user "Hello!"
+      local _, choice = content(more)
+      assert.is_nil(choice.message.reasoning_content)
+    end
+    local _, choice = content { messages = user "Hello!", reasoning_effort = "high" }
+    assert.is_true(#choice.message.reasoning_content > 0)
+  end)
+
+  it("stops where it is told, and says why it ended", function()
+    local text, choice = content { stop = { "boxed", "nothing" } }
+    assert.same({ "17 + 25 = 42\n\\", "stop" }, { text, choice.finish_reason })
+    text, choice = content { max_tokens = 3 }
+    assert.same({ "", "length", "17 +" }, { text, choice.finish_reason, choice.message.reasoning_content })
+  end)
+
+  it("says the same for the same seed, and what a bias allows", function()
+    local function story(seed)
+      return (content { messages = user "Tell me a story about a fox.", temperature = 1, seed = seed, max_tokens = 30 })
+    end
+    assert.equal(story(3), story(3))
+    local id = model:encode(" =")[1]
+    assert.is_nil((content { logit_bias = { [tostring(id)] = -100 }, max_tokens = 40 }):find(" =", 1, true))
+  end)
+
+  it("streams several choices side by side, each whole", function()
+    local body = { messages = user "Tell me a story about a fox.", temperature = 1, seed = 11, n = 3, max_tokens = 24 }
+    local apart = chat(body).json.choices
+    body.stream = true
+    local events, texts, roles, ends = http.events(chat(body).body), { "", "", "" }, {}, {}
+    for _, e in ipairs(events) do
+      local c = e.choices[1]
+      local i = c.index + 1
+      if c.delta.role then roles[i] = (roles[i] or 0) + 1 end
+      assert.is_nil(ends[i])
+      texts[i] = texts[i] .. (c.delta.content or "")
+      if c.finish_reason ~= json.null then ends[i] = c.finish_reason end
+    end
+    for i = 1, 3 do
+      assert.same({ apart[i].message.content, apart[i].finish_reason, 1 }, { texts[i], ends[i], roles[i] })
+    end
+  end)
+
+  it("streams the log-probabilities that it gives in one piece", function()
+    local body = { messages = user "What is 17 + 25?", temperature = 0, logprobs = true, top_logprobs = 3 }
+    local whole = chat(body).json.choices[1].logprobs
+    body.stream = true
+    local content_list, thoughts = {}, {}
+    for _, e in ipairs(http.events(chat(body).body)) do
+      local l = e.choices[1].logprobs
+      if l ~= json.null then
+        for _, t in ipairs(l.content) do content_list[#content_list + 1] = t.token end
+        for _, t in ipairs(l.reasoning_content) do thoughts[#thoughts + 1] = t.token end
+      end
+    end
+    local function tokens(list)
+      local out = {}
+      for i, t in ipairs(list) do out[i] = t.token end
+      return out
+    end
+    assert.same(tokens(whole.content), content_list)
+    assert.same(tokens(whole.reasoning_content), thoughts)
+    assert.equal(3, #whole.content[1].top_logprobs)
+  end)
+
+  it("embeds what model:embed embeds", function()
+    local r = http.ask(server, "POST", "/v1/embeddings", { input = { "Hello", "you" } })
+    local tensor <close> = model:embed "you"
+    for i, v in ipairs(tensor:totable()) do assert.is_true(math.abs(v - r.json.data[2].embedding[i]) < 1e-6) end
+    local ids = http.ask(server, "POST", "/tokenize", { prompt = "you", add_special_tokens = true }).json.tokens
+    local again = http.ask(server, "POST", "/v1/embeddings", { input = ids }).json.data[1].embedding
+    for i, v in ipairs(r.json.data[2].embedding) do assert.equal(v, again[i]) end
+  end)
+
+  it("counts and reads tokens", function()
+    local r = http.ask(server, "POST", "/tokenize", { prompt = "What is 17 + 25?" }).json
+    assert.same(model:encode "What is 17 + 25?", setmetatable(r.tokens, nil))
+    assert.equal(#r.tokens, r.count)
+    assert.equal("What is 17 + 25?", http.ask(server, "POST", "/detokenize", { tokens = r.tokens }).json.prompt)
+    local messages = user "Hello!"
+    assert.equal(model:count(messages), http.ask(server, "POST", "/tokenize", { messages = messages }).json.count)
+  end)
+
+  it("lets the model judge", function()
+    local r = http.ask(server, "POST", "/v1/judge", { question = "What is 8 + 5?", votes = 1, seed = 1,
+                       answers = { "8 + 5 = 13\n\\boxed{13}", "8 + 5 = 14\n\\boxed{14}" } })
+    assert.equal(200, r.status, r.body)
+    assert.equal(1, r.json.winner)
+    assert.same({ 1, 2 }, setmetatable(r.json.order, nil))
+    assert.equal(2, #r.json.scores)
+  end)
 end)
 
 describe("the official client of OpenAI", function()
   local node = require "spec.node"
-  local report, why
+  local report, why, ended
 
   lazy_setup(function()
     local ok
@@ -115,7 +228,7 @@ describe("the official client of OpenAI", function()
     local url = (pipe:read "l" or ""):match "^(http://%S+)"
     report = "\n" .. (url and select(2, node.run("spec/openai/test.mjs", { FATHOM_URL = url, FATHOM_KEY = "secret-key" })) or "no server")
     os.execute("kill -TERM " .. pid)
-    pipe:close()
+    ended = pipe:close()
   end)
 
   for _, sentence in ipairs {
@@ -131,4 +244,9 @@ describe("the official client of OpenAI", function()
       assert(report:find("\nok - " .. sentence, 1, true), report)
     end)
   end
+
+  it("leaves a command that ends well when it is told to", function()
+    if why then pending(why) return end
+    assert.is_true(ended)
+  end)
 end)

@@ -14,7 +14,7 @@
 
 #include "base/mem.h"
 
-enum { BACKLOG = 1024, ACCEPTS = 128, SEND_BUFFER = 256 << 10 };
+enum { BACKLOG = 1024, ACCEPTS = 128, SEND_BUFFER = 256 << 10, REST_MS = 200, MANNERS_MS = 500 };
 
 /* ---- listening -------------------------------------------------------------------------------------- */
 
@@ -78,12 +78,22 @@ static void settle(int fd) {
   setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size);
 }
 
+/* Who does not say what he wants makes room for others: a crowd of the silent must not keep everybody out. */
+static void make_room(fm_door *d, int64_t now_ms, int64_t room) {
+  if (d->n_knocks < room || d->n_knocks == 0 || now_ms - d->knock[0].since_ms < MANNERS_MS) return;
+  d->slow++;
+  turn_away(d->knock[0].fd, 408, "request_timeout", "the request did not come in time");
+  memmove(d->knock, d->knock + 1, (size_t)(--d->n_knocks) * sizeof *d->knock);
+}
+
 /* True when there was somebody. */
 static bool accept_one(fm_door *d, int64_t now_ms, int64_t room) {
   fm_knock k = { .since_ms = now_ms, .address_len = sizeof k.address };
   k.fd = accept4(d->fd, (struct sockaddr *)&k.address, &k.address_len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (k.fd < 0 && (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)) d->rests_until_ms = now_ms + REST_MS;
   if (k.fd < 0) return errno == EINTR || errno == ECONNABORTED;
   d->accepted++;
+  make_room(d, now_ms, room);
   if (d->n_knocks >= room || fm_grow(&d->knock, &d->cap, d->n_knocks + 1, sizeof *d->knock, NULL) != FM_OK) {
     d->busy++;
     turn_away(k.fd, 503, "too_many_connections", "the server has too many connections, try again later");
@@ -134,9 +144,9 @@ static bool too_slow(fm_door *d, fm_knock *k, int64_t now_ms) {
   return true;
 }
 
-int fm_door_watch(const fm_door *d, struct pollfd *fds) {
+int fm_door_watch(const fm_door *d, struct pollfd *fds, int64_t now_ms) {
   int n = 0;
-  if (d->fd >= 0) fds[n++] = (struct pollfd){ d->fd, POLLIN, 0 };
+  if (d->fd >= 0) fds[n++] = (struct pollfd){ d->fd, now_ms < d->rests_until_ms ? 0 : POLLIN, 0 };
   for (int64_t i = 0; i < d->n_knocks; i++) fds[n++] = (struct pollfd){ d->knock[i].fd, POLLIN | POLLRDHUP, 0 };
   return n;
 }

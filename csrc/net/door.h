@@ -22,8 +22,8 @@ typedef struct fm_knock {                                 /* a client at the doo
 
 typedef struct fm_door {
   int fd, port;                                           /* fd: -1 when no one may come any more */
-  int64_t head_ms;
-  fm_knock *knock;
+  int64_t head_ms, rests_until_ms;                        /* no descriptor was left: nobody is let in for a while */
+  fm_knock *knock;                                        /* the one who has waited longest first */
   int64_t n_knocks, cap;
   int64_t accepted, malformed, slow, busy;                /* counts so far */
 } fm_door;
@@ -35,8 +35,9 @@ fm_status fm_door_open (fm_door *d, const char *host, int port, int64_t head_ms,
 void      fm_door_quiet(fm_door *d);                      /* stops listening; who stands at the door may still come in */
 void      fm_door_close(fm_door *d);
 /* Fills at most 1 + n_knocks entries; returns how many. */
-int       fm_door_watch(const fm_door *d, struct pollfd *fds);
-/* Looks at what fm_door_watch's entries brought. room: how many more may stand at the door and behind it. */
+int       fm_door_watch(const fm_door *d, struct pollfd *fds, int64_t now_ms);
+/* Looks at what fm_door_watch's entries brought. room: how many may stand at the door. Where it is full who has stood there
+   longest without a word makes room for who comes. */
 void      fm_door_step (fm_door *d, const struct pollfd *fds, int n_fds, int64_t now_ms, int64_t room, fm_admit_fn *admit, void *user);
 
 #endif

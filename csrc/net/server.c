@@ -5,13 +5,15 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/mem.h"
 #include "net/serving.h"
 
-enum { ROUNDS = 16, FAR_TOO_LARGE = 8, MAX_NAP_MS = 250, CONNECTION_MEMORY = 48 << 10 };
+enum { ROUNDS = 16, FAR_TOO_LARGE = 8, MAX_NAP_MS = 250, MANNERS_MS = 500, CONNECTION_MEMORY = 48 << 10,
+       SPARE_FILES = 64 };
 
 static const fm_refusal too_large = { 413, "body_too_large", "the body of the request is too large" };
 static const fm_refusal odd_path = { 400, "malformed_request", "the path of the request holds a zero" };
@@ -152,9 +154,17 @@ static enum MHD_Result on_request(void *cls, struct MHD_Connection *c, const cha
 
 static int64_t otherwise(int64_t v, int64_t usual) { return v > 0 ? v : usual; }
 
+/* Each connection takes a descriptor; some are the host's. */
+static int bounded(int connections) {
+  struct rlimit r;
+  if (getrlimit(RLIMIT_NOFILE, &r) != 0 || r.rlim_cur == RLIM_INFINITY || r.rlim_cur > INT32_MAX) return connections;
+  int most = r.rlim_cur > 2 * SPARE_FILES ? (int)r.rlim_cur - SPARE_FILES : (int)r.rlim_cur / 2;
+  return connections < most ? connections : most;
+}
+
 static fm_server_options with_defaults(const fm_server_options *o) {
   return (fm_server_options){ .host = o->host ? o->host : "127.0.0.1", .port = o->port,
-    .max_connections = (int)otherwise(o->max_connections, 1024), .max_body = otherwise(o->max_body, 8 << 20),
+    .max_connections = bounded((int)otherwise(o->max_connections, 1024)), .max_body = otherwise(o->max_body, 8 << 20),
     .max_bodies = otherwise(o->max_bodies, 128 << 20), .head_ms = otherwise(o->head_ms, 10000),
     .body_ms = otherwise(o->body_ms, 30000), .idle_ms = otherwise(o->idle_ms, 60000), .stall_ms = otherwise(o->stall_ms, 30000) };
 }
@@ -241,11 +251,22 @@ static void sweep(fm_server *s, int64_t t) {
   }
 }
 
+/* Where all places are taken, a connection that is only kept open makes room; it is gone with the next step. */
+static void make_room(fm_server *s, int64_t t) {
+  fm_connection *longest = NULL;
+  if (s->n.connections + s->door.n_knocks < s->o.max_connections) return;
+  for (fm_connection *c = s->connections; c; c = c->next)
+    if (c->phase == IDLE && (!longest || c->since_ms < longest->since_ms)) longest = c;
+  if (!longest || t - longest->since_ms < MANNERS_MS) return;
+  fm_connection_enter(longest, WORK);
+  shutdown(longest->fd, SHUT_RDWR);
+}
+
 /* Entries: the door's, libmicrohttpd's, one for each client that waits for an answer. */
 static int watch(fm_server *s, int *n_door) {
   int64_t want = 2 + s->door.n_knocks + s->n.exchanges;
   if (fm_grow(&s->fds, &s->n_fds_cap, want, sizeof *s->fds, NULL) != FM_OK) return 0;
-  int n = *n_door = fm_door_watch(&s->door, s->fds);
+  int n = *n_door = fm_door_watch(&s->door, s->fds, fm_serving_now());
   s->fds[n++] = (struct pollfd){ MHD_get_daemon_info(s->daemon, MHD_DAEMON_INFO_EPOLL_FD)->epoll_fd, POLLIN, 0 };
   for (fm_exchange *x = s->live; x; x = x->next)
     if (x->ready) s->fds[n++] = (struct pollfd){ x->socket->fd, POLLRDHUP, 0 };
@@ -281,6 +302,7 @@ void fm_server_step(fm_server *s, int wait_ms) {
     fm_door_step(&s->door, s->fds, 0, fm_serving_now(), 0, admit, s);
   }
   sweep(s, fm_serving_now());
+  make_room(s, fm_serving_now());
   run(s);
 }
 

@@ -16,7 +16,7 @@ typedef struct fm_exchange fm_exchange;                   /* one request and its
 typedef struct fm_server_options {
   const char *host;                /* 127.0.0.1; a number or a name */
   int port;                        /* 0: one that is free */
-  int max_connections;             /* 1,024; more are answered 503 */
+  int max_connections;             /* 1,024, or what the limit of open files leaves; more are answered 503 */
   int64_t max_body;                /* bytes of a body, 8 MiB; more is answered 413 */
   int64_t max_bodies;              /* bytes of all bodies that are held, 128 MiB; more is answered 503 */
   int64_t head_ms;                 /* until the head of a request is there, 10,000; then 408 */
