@@ -70,7 +70,7 @@ describe("a fenced program", function()
     local function said(...) return select(2, pcall(fence.run, ...)) end
     assert.matches("did you mean 'instructions'", said("1", { instruction = 5 }))
     assert.matches("code must be a string, got 5", said(5))
-    assert.matches("'bytes' must be an integer of 65536 or more", said("1", { bytes = 10 }))
+    assert.matches("'bytes' must be an integer of 1 or more", said("1", { bytes = 0 }))
     local _, where = pcall(function() return (fence.run("1", { seconds = -1 })) end)
     assert.matches("fence_spec.lua:%d+: fence.run: option 'seconds' must be", where)
   end)
@@ -269,6 +269,23 @@ describe("an attempt to escape:", function()
     assert.is_true(os.time() - begun <= 2)
   end)
 
+  it("memory may run out at any point", function()
+    local programs = {
+      "local t = {} for i = 1, 2000 do t[i] = { i, tostring(i) } end table.sort(t, function(a, b) return a[2] < b[2] end) return #t",
+      "local c = {} for i = 1, 300 do c[i] = coroutine.create(coroutine.yield) coroutine.resume(c[i], {}) end return #c",
+      "local ok, e = pcall(function() local t = {} while true do t[#t + 1] = {} end end) return ok, e",
+      "for w in ('a b c '):rep(3000):gmatch '%a' do print(w) end",
+    }
+    local kinds = {}
+    for _, code in ipairs(programs) do
+      for bytes = 1, 400000, 9973 do
+        local _, _, kind = fence.run(code, { bytes = bytes, instructions = 300000, input = { { 1, 2 }, ("x"):rep(500) } })
+        kinds[kind or "fine"] = true
+      end
+    end
+    assert.are.same({ bytes = true, fine = true }, kinds)
+  end)
+
   it("memory is given back", function()
     if os.getenv "FATHOM_ASAN" then return pending "the sanitizer keeps what was freed for a while" end
     collectgarbage()
@@ -370,8 +387,8 @@ end)
 
 describe("the patterns of the fence", function()
   local pieces = { "a", "b", "%a", "%d", ".", "[ab]", "[^a]", "[a-c]", "%w", "(", ")", "()", "%b()", "%f[%w]", "%1", "*", "+", "-", "?",
-                   "$", "^", "%s", "[%a_]", "%%", "]", "[]]", "[^%d]" }
-  local letters = { "a", "b", "c", "1", "(", ")", " ", "_", "%", "]" }
+                   "$", "^", "%s", "[%a_]", "%%", "]", "[]]", "[^%d]", "\0", "[\0-a]", "%U" }
+  local letters = { "a", "b", "c", "1", "(", ")", " ", "_", "%", "]", "\0", "A" }
 
   local function made(random, list, most)
     local out = {}

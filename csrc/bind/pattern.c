@@ -288,6 +288,13 @@ static int found(lua_State *F, const char *text, const char *s, const char *e) {
   return 2;
 }
 
+/* Whether a pattern is text as it stands. (A ")" alone counts as that, as it does for Lua.) */
+static bool is_plain(const char *pattern, size_t size) {
+  for (size_t i = 0; i < size; i++)
+    if (pattern[i] && strchr("^$*+?.([%-", pattern[i])) return false;
+  return true;
+}
+
 static int search(lua_State *F, bool find) {
   size_t size, pattern_size;
   const char *text = luaL_checklstring(F, 1, &size), *pattern = luaL_checklstring(F, 2, &pattern_size);
@@ -296,7 +303,7 @@ static int search(lua_State *F, bool find) {
     luaL_pushfail(F);
     return 1;
   }
-  if (find && (lua_toboolean(F, 4) || strcspn(pattern, "^$*+?.([%-") == pattern_size)) {
+  if (find && (lua_toboolean(F, 4) || is_plain(pattern, pattern_size))) {
     fm_fence_charge(F, (size - at) / 16 + pattern_size / 16);
     const char *s = memmem(text + at, size - at, pattern, pattern_size);     // linear, unlike a loop of memcmp
     if (s) return found(F, text, s, s + pattern_size);
