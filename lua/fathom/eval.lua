@@ -96,13 +96,21 @@ end
 
 -- ---- the whole ----------------------------------------------------------------------------------------------------
 
+-- Whether a record of before has seen all scorers of today.
+local function is_scored(o, record)
+  for _, name in ipairs(o.names) do
+    if record.scores[name] == nil and record.details[name] == nil then return false end
+  end
+  return true
+end
+
 -- All cases once, then all twice: what a prompt has in common with its repeats is read by then.
 local function jobs_of(o, list, rows)
   local jobs, places = {}, {}
   for rep = 1, o.repeats do
     for index, case in ipairs(list) do
       local known = o.file and o.file:find(case.id, rep, cases.seed(o.seed, index, rep))
-      if known then
+      if known and is_scored(o, known) then
         rows[index].samples[rep] = known
       else
         jobs[#jobs + 1] = job(o, case, index, rep)
