@@ -294,6 +294,19 @@ describe("limits", function()
     assert.are.equal("seconds", run(agent).limit)
   end)
 
+  it("end a call that waits too long", function()
+    local closed = false
+    local agent = fathom.agent(fathom.mock { replies = { call "wait", "never asked" } }, { limits = { seconds = 0.02 }, tools = {
+      wait = { run = function()
+        local guard <close> = setmetatable({}, { __close = function() closed = true end })
+        while guard do coroutine.yield() end
+      end } } })
+    local r = run(agent)
+    assert.are.equal("seconds", r.limit)
+    assert.are.same({ "error: the time of the run is over" }, outputs(r))
+    assert.is_true(closed)
+  end)
+
   it("leave a run that is cancelled with what it had", function()
     local agent = fathom.agent(fathom.mock { replies = { ("word "):rep(1000) } })
     local t = agent:start "go"

@@ -7,6 +7,7 @@
 local backend = require "fathom.backend"
 local calls = require "fathom.agent.calls"
 local json = require "fathom.json"
+local span = require "fathom.span"
 local stuck = require "fathom.agent.stuck"
 local task = require "fathom.task"
 
@@ -164,32 +165,46 @@ local function perform(run, item)
   tell(run, "output", { name = item.name, output = item.output, error = item.error or false, ms = now() - begun })
 end
 
--- Several calls at once: each in a coroutine, so that those which wait do it together.
-local function perform_all(run, items)
-  if #items == 1 then return perform(run, items[1]) end
-  local threads = {}
-  local guard <close> = setmetatable({}, { __close = function()
-    for _, co in ipairs(threads) do
-      if coroutine.status(co) == "suspended" then coroutine.close(co) end
+-- Ends what still waits, from outside.
+local function close_all(threads)
+  for _, co in ipairs(threads) do
+    if coroutine.status(co) == "suspended" then coroutine.close(co) end
+  end
+end
+
+-- Resumes every call that waits; what one of them waits for, or nil when all are over.
+local function resume_all(threads)
+  local handle
+  for _, co in ipairs(threads) do
+    if coroutine.status(co) == "suspended" then
+      local ok, waits = coroutine.resume(co)
+      if not ok then error(waits, 0) end
+      if coroutine.status(co) == "suspended" then handle = waits or {} end
     end
-  end })
+  end
+  return handle
+end
+
+-- The calls of a reply, each in a coroutine, so that those which wait do it together, and no longer than the run may.
+local function perform_all(run, items)
+  local threads = {}
+  local _ <close> = setmetatable({}, { __close = function() close_all(threads) end })
   for i, item in ipairs(items) do
     threads[i] = coroutine.create(function() perform(run, item) end)
     task.crewed[threads[i]] = true
+    span.adopt(threads[i])
   end
-  local handle
-  repeat
-    local left = false
-    for _, co in ipairs(threads) do
-      if coroutine.status(co) == "suspended" then
-        local ok, waits = coroutine.resume(co)
-        if not ok then error(waits, 0) end
-        if coroutine.status(co) == "suspended" then left, handle = true, waits end
+  local handle = resume_all(threads)
+  while handle do
+    if too_long(run) then
+      for i, item in ipairs(items) do
+        if coroutine.status(threads[i]) == "suspended" then settle(item, calls.error_text "the time of the run is over", true) end
       end
+      return
     end
-    if left then task.yield(handle) end
-  until not left
-  return guard
+    task.yield(handle)
+    handle = resume_all(threads)
+  end
 end
 
 -- What the model reads of calls that are over.
