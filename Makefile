@@ -97,18 +97,14 @@ $(BUILD)/data/tokenizers/%/tokenizer.json: spec/data/tokenizers/%/tokenizer.json
 	@mkdir -p $(@D)
 	xz -dc $< > $@.part && mv $@.part $@
 	cp spec/data/tokenizers/$*/tokenizer_config.json $(@D)/
-# what the parsers need: no model, no device
-FUZZED  = $(wildcard csrc/base/*.c csrc/io/*.c csrc/run/schema*.c) $(patsubst %,csrc/run/%.c,rules gbnf automaton)
-$(BUILD)/fuzz/%: spec/fuzz/%.c $(wildcard spec/fuzz/*.h csrc/*/*.h) $(FUZZED)
-	@mkdir -p $(@D)
-	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< $(FUZZED) $(LIBS)
+# the core once, by the compiler that brings the fuzzer along
+$(BUILD)/fuzz/libfathom.a: $(wildcard csrc/*/*.[ch])
+	@$(MAKE) --no-print-directory -s BUILD=$(BUILD)/fuzz CC=$(CLANG) CUDA=0 NET=0 OPT="-O1 -g" SAN=-fsanitize=fuzzer-no-link,address,undefined $@
+$(BUILD)/fuzz/%_fuzz: spec/fuzz/%_fuzz.c $(wildcard spec/fuzz/*.h) $(BUILD)/fuzz/libfathom.a
+	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< $(BUILD)/fuzz/libfathom.a $(LIBS)
 $(BUILD)/fuzz/head_fuzz: spec/fuzz/head_fuzz.c csrc/net/head.c csrc/net/head.h
 	@mkdir -p $(@D)
 	$(CLANG) -std=gnu11 -O1 -g -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< csrc/net/head.c
-$(BUILD)/fuzz/store_fuzz: spec/fuzz/store_fuzz.c $(wildcard csrc/*/*.[ch])
-	@mkdir -p $(@D)
-	$(CLANG) -std=gnu11 -O1 -g -ffp-contract=off -fsanitize=fuzzer,address,undefined -Icsrc -o $@ $< \
-	  $(filter-out csrc/bind/% csrc/net/%,$(wildcard csrc/*/*.c)) $(LIBS)
 
 deps:                      ## install what is missing for building (apt)
 	@sh .ci/deps.sh build
@@ -136,10 +132,11 @@ run-c-tests: $(CTESTS) $(TOKENIZERS)
 	@for t in $(CTESTS); do echo "== $$t"; $$t || exit 1; done
 memcheck: $(CTESTS)        ## the C tests under valgrind
 	@for t in $(CTESTS); do valgrind -q --error-exitcode=9 --leak-check=full $$t || exit 1; done
-fuzz: $(FUZZERS)           ## each parser for FUZZ_SECONDS (clang)
-	@for f in $(FUZZERS); do n=$$(basename $$f); mkdir -p $(BUILD)/fuzz/corpus/$$n; \
-	  echo "== $$n, $(FUZZ_SECONDS) s"; $$f -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 \
-	  $(BUILD)/fuzz/corpus/$$n $$(ls -d spec/fuzz/corpus/$$n 2>/dev/null) >$(BUILD)/fuzz/$$n.log 2>&1 || { tail -40 $(BUILD)/fuzz/$$n.log; exit 1; }; done
+fuzz: $(FUZZERS:$(BUILD)/fuzz/%=run-%)   ## each parser for FUZZ_SECONDS (clang)
+run-%_fuzz: $(BUILD)/fuzz/%_fuzz
+	@mkdir -p $(BUILD)/fuzz/corpus/$*_fuzz; echo "== $*_fuzz, $(FUZZ_SECONDS) s"; \
+	$< -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 $(BUILD)/fuzz/corpus/$*_fuzz \
+	  $$(ls -d spec/fuzz/corpus/$*_fuzz 2>/dev/null) >$(BUILD)/fuzz/$*.log 2>&1 || { tail -40 $(BUILD)/fuzz/$*.log; exit 1; }
 host: $(BUILD)/generate $(BUILD)/frames   ## the C hosts; shows a game's frames with three characters speaking
 	$(BUILD)/frames
 bench: all $(BUILD)/roofline $(TOKENIZERS)   ## speed beside what this machine can do
