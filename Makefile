@@ -50,6 +50,10 @@ $(BUILD)/obj/%.o: csrc/%.c
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -MMD -MP -c -o $@ $<
 -include $(CORE:.o=.d) $(BIND:.o=.d) $(NETOBJ:.o=.d)
+ifneq ($(findstring fuzzer,$(SAN)),)
+# clang's sanitizers take minutes over these
+$(BUILD)/obj/cpu/simd_avx%.o: override SAN :=
+endif
 
 $(BUILD)/fathom.so: $(CORE) $(BIND)
 	$(CC) $(SAN) -shared -Wl,--exclude-libs,ALL -Wl,--version-script=csrc/bind/fathom.map -o $@ $^ $(LIBS)
@@ -133,6 +137,7 @@ run-c-tests: $(CTESTS) $(TOKENIZERS)
 memcheck: $(CTESTS)        ## the C tests under valgrind
 	@for t in $(CTESTS); do valgrind -q --error-exitcode=9 --leak-check=full $$t || exit 1; done
 fuzz: $(FUZZERS:$(BUILD)/fuzz/%=run-%)   ## each parser for FUZZ_SECONDS (clang)
+.SECONDARY: $(FUZZERS)
 run-%_fuzz: $(BUILD)/fuzz/%_fuzz
 	@mkdir -p $(BUILD)/fuzz/corpus/$*_fuzz; echo "== $*_fuzz, $(FUZZ_SECONDS) s"; \
 	$< -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -verbosity=0 $(BUILD)/fuzz/corpus/$*_fuzz \
