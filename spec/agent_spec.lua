@@ -529,6 +529,12 @@ describe("an agent on pocket", function()
     session:close()
   end)
 
+  it("tells a choice by what is chosen from", function()
+    local tools = require "fathom.chat.tools"
+    assert.matches('Parameters: {"colour": "string", "n": "integer"}', tools.section { pick = { doc = "", args = {
+      colour = fathom.enum { "red", "blue" }, n = fathom.enum { 1, 2 } } } }, 1, true)
+  end)
+
   it("tries again when a tool fails", function()
     local r = run(fathom.agent(model, { tools = { calculator = calculator(true) }, temperature = 0 }), "What is 4821 * 37?")
     assert.are.same({ "error: timeout", "178377" }, outputs(r))

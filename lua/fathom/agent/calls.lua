@@ -24,6 +24,14 @@ local function form_of(args)
   return form
 end
 
+-- The schema as a model is told it: that nothing else may come goes without saying.
+local function told_form(form)
+  local out = {}
+  for k, v in pairs(form) do out[k] = v end
+  if out.additionalProperties == false then out.additionalProperties = nil end
+  return setmetatable(out, getmetatable(form))
+end
+
 local function checked(what, name, tool)
   local where = ("%s: tools.%s"):format(what, tostring(name))
   local t = options.check(where, tool, tool_known)
@@ -50,9 +58,9 @@ function calls.tools(what, given)
     set.by_name[name] = t
     set.names[#set.names + 1] = name
     if listed then
-      set.told[key] = { type = "function", ["function"] = { name = name, description = t.doc, parameters = t.form } }
+      set.told[key] = { type = "function", ["function"] = { name = name, description = t.doc, parameters = told_form(t.form) } }
     else
-      set.told[name] = { doc = t.doc, args = t.form }
+      set.told[name] = { doc = t.doc, args = told_form(t.form) }
     end
   end
   return set

@@ -81,13 +81,20 @@ function tools.hub_json(tool)
   return json.encode(hub, rank)
 end
 
+-- The word for one argument; a choice is called by what it is chosen from.
+local function word_of(arg)
+  if type(arg) ~= "table" then return tostring(arg) end
+  if type(arg.type) == "string" then return arg.type end
+  local first = type(arg.enum) == "table" and arg.enum[1]
+  return type(first) == "string" and "string" or math.type(first) == "integer" and "integer" or "object"
+end
+
 -- { city = "string" } from either form of arguments.
 local function short_args(args)
   local short, order = {}, {}
   local properties = args.type == "object" and type(args.properties) == "table" and args.properties or args
   for _, name in ipairs(json.keys(properties)) do
-    local arg = properties[name]
-    short[name] = type(arg) == "table" and (type(arg.type) == "string" and arg.type or "object") or tostring(arg)
+    short[name] = word_of(properties[name])
     order[#order + 1] = name
   end
   return json.encode(json.object(short, order))
