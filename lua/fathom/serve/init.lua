@@ -16,8 +16,9 @@ local methods = {}
 local is = options.is
 local mt
 
--- How long the model works before clients have their turn, and how long a server without work sleeps, in ms.
-local SLICE_MS, NAP_MS = 20, 100
+-- Milliseconds: steps shorter than this are frames of somebody else's; passes longer than this are cut; a server without work
+-- sleeps so long at most.
+local FRAME_MS, LONG_MS, NAP_MS = 50, 250, 100
 local DRAIN_MS = 10000
 
 -- ---- what handlers ask ----------------------------------------------------------------------------------------------
@@ -126,19 +127,30 @@ local function check_open(self)
   if not self.net then options.raise "attempt to use a closed server" end
 end
 
+-- How long the engine may work: 0 is one whole pass. In a frame no longer than the frame; else whole passes, which take all that
+-- run along (a pass that must fit into some milliseconds has room for few); unless passes are so long that clients would feel it.
+local function patience(self, left)
+  if self.in_frame then return left end
+  return self.pass_ms < LONG_MS and 0 or LONG_MS
+end
+
 -- What fails in the engine fails its tasks, and they say so.
-local function step_model(self, ms)
+local function step_model(self, left)
   local engine = self.model.engine
   if engine.closed and engine.children == 0 then return false end
-  return (engine:step(ms))
+  local ms, before = patience(self, left), self.net_now()
+  local busy = engine:step(ms)
+  -- passes that were cut short say little about whole ones: now and then one is tried again
+  self.pass_ms = ms == 0 and 0.7 * self.pass_ms + 0.3 * (self.net_now() - before) or 0.98 * self.pass_ms
+  return busy
 end
 
 -- One turn: clients, then the model, then clients again. Returns whether the model has more to do.
-local function turn(self, wait_ms, model_ms)
+local function turn(self, wait_ms, left)
   self.net:step(wait_ms)
   take_requests(self)
   advance_all(self)
-  local busy = step_model(self, model_ms)
+  local busy = step_model(self, left)
   if self.jobs[1] then
     advance_all(self)
     self.net:step(0)
@@ -163,18 +175,20 @@ local function over(self)
 end
 
 --- Serves clients and advances the model.
--- @param opts table|nil  ms: for so long (it sleeps while there is nothing to do); without it one short turn
+-- @param opts table|nil  ms: for so long (it sleeps while there is nothing to do); without it one short turn. Below 50 ms it is a
+--   frame, which the model does not outlast either; else the model goes on in whole passes, as many requests at once as there are
 -- @return boolean        false once the server has stopped
 -- @usage while server:step { ms = 2 } do draw_a_frame() end
 function methods:step(opts)
   check_open(self)
   local o = options.check("server:step", opts, { ms = is.at_least(0) })
   local ends = self.net_now() + (o.ms or 0)
+  self.in_frame = (o.ms or 0) < FRAME_MS
   local busy = self.busy
   repeat
     local left = math.max(0, ends - self.net_now())
     local idle = not busy and not self.jobs[1]
-    busy = turn(self, idle and math.min(left, NAP_MS) or 0, math.min(left, SLICE_MS))
+    busy = turn(self, idle and math.min(left, NAP_MS) or 0, left)
     if over(self) then return false end
     if not busy and self.jobs[1] and left > 0 then self.net:step(math.min(left, 1)) end
   until self.net_now() >= ends
@@ -296,7 +310,7 @@ function serve.serve(model, opts)
   if o.key then span.secret(o.key) end
   local self = { model = model, lib = net, net = s, net_now = net.now, host = o.host, port = s:port(), key = o.key,
                  name = o.name or basename(model.engine.dir), traces = o.traces, log = o.log, limits = l, clients = {}, jobs = {},
-                 n_running = 0, bytes_of = {}, created = os.time(), fingerprint = "fathom-" .. model.engine:digest() }
+                 n_running = 0, pass_ms = 0, bytes_of = {}, created = os.time(), fingerprint = "fathom-" .. model.engine:digest() }
   self.is_local = o.host == "localhost" or o.host == "::1" or o.host:match "^127%." ~= nil
   self.url, self.metrics = url_of(o.host, self.port), metrics.new(net.now)
   return setmetatable(self, mt)
