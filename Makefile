@@ -150,6 +150,7 @@ bench: all $(BUILD)/roofline $(TOKENIZERS)   ## speed beside what this machine c
 	$(BUILD)/roofline f8
 	$(LUA) lua/bin/fathom bench
 	$(LUA) examples/bench/pocket_tasks.lua
+	$(LUA) examples/bench/agent.lua
 	$(LUA) examples/bench/grammar.lua
 	$(LUA) examples/bench/engine.lua
 bench-gpu: all $(BUILD)/gpu $(BUILD)/grouped   ## one GPU: kernels beside its own ceilings, the whole model, transformers
