@@ -80,7 +80,7 @@ $(BUILD)/test/%: spec/c/%.c $(BUILD)/libfathom.a
 $(BUILD)/test/lua_test: spec/c/lua_test.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(LUA_LIB)
-$(BUILD)/test/client_test: spec/c/client_test.c $(BUILD)/obj/net/client.o $(BUILD)/obj/base/status.o $(BUILD)/obj/base/mem.o
+$(BUILD)/test/client_test: spec/c/client_test.c $(BUILD)/obj/net/client.o $(BUILD)/obj/net/address.o $(BUILD)/obj/base/status.o $(BUILD)/obj/base/mem.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $$(pkg-config --libs libcurl) -pthread
 $(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
