@@ -56,6 +56,7 @@ local function finish(self, job)
   local c = job.call
   if job.leave then job.leave() end
   task.crewed[job.co] = nil
+  c.exchange:close()                                     -- what was said is still sent; buffers do not wait for the collector
   self.metrics:answered(job.route, c.status or "gone", (self.net_now() - c.begun_ms) / 1000)
   if self.log then
     self.log { method = c.method, path = c.path, status = c.status, address = c.address, ms = self.net_now() - c.begun_ms,
