@@ -178,6 +178,16 @@ describe("a judge on a model of this process", function()
     end
   end)
 
+  it("reads labels of votes that end at the edge of the context, too", function()
+    local narrow <close> = assert(fathom.load(fathom.pocket, { seqs = 4, ctx = 104 }))
+    local r = assert(fathom.judge(narrow, { votes = 2, seed = 1 }):score(table.unpack(wrong_sum)))
+    assert.equal(0.0, r.abstention)
+    for _, vote in ipairs(r.votes) do
+      assert.is_true(vote.tokens < 45)
+      assert.is_number(vote.distribution["10"])
+    end
+  end)
+
   it("takes the last verdict of a model that writes before it, and never a reply without one", function()
     local j = fathom.judge(model, { votes = 2, seed = 4, think = false, max_tokens = 60 })
     for _, vote in ipairs(assert(j:score(table.unpack(wrong_sum))).votes) do
@@ -229,6 +239,20 @@ describe("a judge on a model of this process", function()
     assert.equal(before, model:stats().sessions)
     assert.equal(0, model:stats().tasks)
     assert.equal(2, #talk:messages())
+  end)
+
+  it("is left in the middle, and leaves nothing behind", function()
+    for steps = 1, 40, 13 do
+      local work = require("fathom.crew").start(model, { function()
+        return fathom.judge(model, { votes = 4, seed = 1 }):score(table.unpack(wrong_sum))
+      end })
+      for _ = 1, steps do model:step() end
+      work:cancel()
+      assert.is_true(work.done)
+      while model:step() do end
+      assert.equal(0, model:stats().tasks)
+      assert.equal(0, model:stats().sessions)
+    end
   end)
 
   it("says what is wrong with a call, at the caller's line", function()

@@ -1,7 +1,7 @@
 -- What it is worth that a judge lives in the engine: pairs x 2 orders x 8 votes through the engine, all in one batch, beside one request
 -- at a time over HTTP to a server of the same model on the same machine. Both ways read the same votes from pocket (temperature 1); the
 -- engine reads the label distributions besides. Each way has the machine for itself while it is measured.
--- usage: lua5.4 examples/bench/judge_http.lua [--pairs 64] [--http 64] [--votes 8] [--seqs 128]
+-- usage: lua5.4 examples/bench/judge_http.lua [--pairs 64] [--http 64] [--votes 8] [--seqs 64]
 --   --http N: only the first N pairs go over HTTP, and the pace in tokens is compared
 local here = arg[0]:match "^(.*/)" or "./"
 package.path = here .. "../../lua/?.lua;" .. here .. "../../lua/?/init.lua;" .. package.path
@@ -11,7 +11,7 @@ local core = require "fathom.core"
 local crew = require "fathom.crew"
 local jsonl = require "fathom.jsonl"
 
-local opt = { pairs = 64, votes = 8, seqs = 128 }
+local opt = { pairs = 64, votes = 8, seqs = 64 }
 for i = 1, #arg do
   if arg[i] == "--serve" then
     -- the other process: serves until it is killed
@@ -66,7 +66,7 @@ local function over_http()
 end
 
 local function through_engine()
-  local model <close> = assert(fathom.load(fathom.pocket, { seqs = opt.seqs, ctx = 512, mtp = "auto" }))
+  local model <close> = assert(fathom.load(fathom.pocket, { seqs = opt.seqs, ctx = 512, mtp = false }))
   measure(model, 1, 1)
   local f = measure(model, opt.pairs, math.max(1, opt.seqs // (2 * opt.votes)))
   f.device = model:stats().device

@@ -56,13 +56,14 @@ end
 local function one(judge, i)
   local row = rows[i]
   local a, b = table.unpack(row.candidates)
-  local r = assert(b and judge:compare(row.question, a, b) or judge:score(row.question, a))
-  r.item = i
+  local r, err
+  if b then r, err = judge:compare(row.question, a, b) else r, err = judge:score(row.question, a) end
+  assert(r, err).item = i
   return r
 end
 
 local function vote()
-  local model <close> = assert(fathom.load(fathom.pocket, { seqs = 128, ctx = 512, mtp = false }))
+  local model <close> = assert(fathom.load(fathom.pocket, { seqs = 128, ctx = 1024, mtp = false }))
   local judge = fathom.judge(model, { votes = opt.votes, seed = opt.seed, orders = "ab" })
   local results, jobs, done, began = kept(), {}, 0, os.time()
   local file = opt.keep and assert(io.open(opt.keep, "a"))

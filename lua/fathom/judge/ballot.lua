@@ -64,14 +64,14 @@ local function read_labels(self, vote, slot, t)
   table.move(t.result.ids, 1, #t.result.ids, #ids + 1, ids)
   local cut, tails, err = labels.tails(core, ids, #t.prompt, vote.verdict, self.verdicts, self.talk.engine.eos)
   if not cut then
-    vote.err = err
+    vote.unread = err
     close_slot(slot)
     return settle(self, vote)
   end
-  labels.read(slot, table.move(ids, 1, cut, 1, {}), tails, function(logprobs, why, rows)
+  self.tasks[#self.tasks + 1] = labels.read(slot, table.move(ids, 1, cut, 1, {}), tails, function(logprobs, why, rows)
     close_slot(slot)
     self.usage.scored = self.usage.scored + rows
-    if logprobs then labels.note(vote, self.verdicts, logprobs) else vote.err = why end
+    if logprobs then labels.note(vote, self.verdicts, logprobs) else vote.unread = why end
     settle(self, vote)
   end, self.o.priority)
 end
@@ -123,6 +123,16 @@ local function is_free(self, ids)
   return self.o.critique and not reply.opened(self.talk.engine.marks, ids)
 end
 
+-- Tokens a vote may have: behind one that ends at the edge of the context the longest verdict and its ending are to find room.
+local function room(self, ids)
+  local core, longest, shortest = self.talk.engine.core, 0, math.huge
+  for _, v in ipairs(self.verdicts) do
+    local n = #(core:encode(v.text, false) or {})
+    longest, shortest = math.max(longest, n), math.min(shortest, n)
+  end
+  return math.max(1, core:ctx() - #ids - (longest - shortest) - 1)
+end
+
 -- The prompt is read once, then decoding begins in forks of it.
 local function start_here(self)
   local talk, o = self.talk, self.options
@@ -139,6 +149,7 @@ local function start_here(self)
       if t.err then return fail_votes(self, t.err) end
       if t.result.finish == "cancelled" then return fail_votes(self, fault.new("cancelled", "the vote was cancelled")) end
       count(self.usage, t.usage)
+      if self.o.distribution then o.max_tokens = math.min(o.max_tokens, room(self, t.prompt)) end
       o.grammar = wording.grammar(self.verdicts, is_free(self, t.prompt))
       for _, vote in ipairs(self.votes) do start_vote(self, vote, t) end
     end })

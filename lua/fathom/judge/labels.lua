@@ -61,10 +61,11 @@ end
 -- @param slot table      { engine =, core = the vote's own core session }
 -- @param prefix list     ids that stand before; tails: those of labels.tails
 -- @param done function(logprobs, err, rows)  logprobs: one for each tail; nil when something went wrong
+-- @return what can be cancelled
 function labels.read(slot, prefix, tails, done, priority)
   local rows = 0
   for _, tail in ipairs(tails) do rows = rows + #tail end
-  probe.start(slot, prefix, tails, function(probes, err)
+  return probe.start(slot, prefix, tails, function(probes, err)
     if err then return done(nil, err, rows) end
     local logprobs = {}
     for i, p in ipairs(probes) do logprobs[i] = p.logprob end
