@@ -8,7 +8,7 @@ local RUBRIC = ("The rubric says: be fair, be brief, be kind, and say why. "):re
 local PAGE_BYTES = 9 * 64 * 144 * 4      -- of pocket's f32 cache, MTP layer included
 -- Under a sanitizer everything is some ten times slower: fewer prompts, fewer rows of the matrix, more patience.
 local ASAN = os.getenv "FATHOM_ASAN"
-local N = ASAN and 8 or 32
+local N = ASAN and 6 or 32
 local PATIENCE = ASAN and 50 or 1
 
 local function load(opts)
@@ -201,7 +201,7 @@ describe("a frame step", function()
   it("takes about as long as it may, and says how much longer it took", function()
     local model <close> = load { seqs = 4, threads = 1 }
     local s <close> = assert(model:session())
-    local t = s:ask(RUBRIC:rep(4), { max_tokens = 30, ignore_eos = true })
+    local t = s:ask(RUBRIC:rep(ASAN and 1 or 4), { max_tokens = 30, ignore_eos = true })
     local long, n = 0, 0
     while model:step { ms = 2 } do
       n = n + 1
@@ -209,7 +209,7 @@ describe("a frame step", function()
       assert.is_true(over >= 0)
       if over > 20 * PATIENCE then long = long + 1 end
     end
-    assert.is_true(t.done and n > 20)
+    assert.is_true(t.done and n > 10)
     assert.is_true(long <= n // 10, ("%d of %d steps were 20 ms too long"):format(long, n))   -- the machine may be busy
   end)
 
