@@ -84,6 +84,7 @@ typedef struct fm_work {
 typedef struct fm_pace {
   double slice_ms[FM_DRAFT + 1][FM_SETTLING + 1];   /* a slice, by kind and stage of the work */
   double row_ms[2];                      /* one row in one slice: of prompts, of decoding; 0: not known */
+  double key_rows;                       /* what a cached token costs each pass of a prompt behind it, in rows: see fm_sched_keys */
   double pass_ms[2][16];                 /* a whole pass by rows (draft.c): decoding, drafting */
   double accept;                         /* share of drafts that were right */
   int depth, probe;                      /* drafts a step that "auto" makes now; decodings since it looked at another depth */
@@ -194,6 +195,8 @@ int64_t   fm_sched_order(fm_model *m, bool prefilling);
 fm_status fm_sched_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err);
 /* Rows that a pass may have so that a slice of it stays short. */
 int64_t   fm_sched_rows(const fm_model *m, bool prompt);
+/* What n cached tokens cost a slice of a prompt's pass, in rows: keys and values are expanded from the latent again, each time. */
+double    fm_sched_keys(fm_model *m, int64_t n);
 
 /* ---- batch.c ---- */
 void      fm_batch_clear(fm_batch *b);

@@ -60,6 +60,13 @@ static int64_t budget(const fm_model *m, bool others_decode) {
   return most < fits ? most : fits;
 }
 
+/* Of `share` rows of a short slice those that are left beside what is cached; half as many as that costs in any case: with fewer
+   a long prompt would be read row by row. */
+static int64_t beside(int64_t share, int64_t keys) {
+  int64_t least = keys > 2 ? keys / 2 : 1;
+  return share - keys > least ? share - keys : least;
+}
+
 bool fm_prefill_choose(fm_model *m) {
   fm_work *w = &m->work;
   int64_t left = budget(m, fm_sched_order(m, false) > 0), n = fm_sched_order(m, true);
@@ -72,9 +79,10 @@ bool fm_prefill_choose(fm_model *m) {
     if (t->s->n == t->n_prompt) t->usage.cached += had;
     if (!fm_task_prefilling(t) || has_twin(m, t)) continue;
     int64_t share = left / (n - i) > FM_PAGE ? left / (n - i) : FM_PAGE;
-    share = share < left ? share : left;
+    int64_t keys = m->slice_ms > 0 ? (int64_t)fm_sched_keys(m, t->s->kv.len) : 0;
+    share = beside(share < left ? share : left, keys);
     fm_status status = add(m, t, share < m->chunk ? share : m->chunk);
-    if (status == FM_OK) left -= w->now.seg[w->now.n - 1].n;
+    if (status == FM_OK) left -= w->now.seg[w->now.n - 1].n + keys;
     else if (status != FM_ELIMIT) fm_task_fail_own(t);
     if (w->now.n >= REPLAYS && w->now.seg[0].role == FM_GENERATED) break;
   }

@@ -137,10 +137,28 @@ int64_t fm_sched_rows(const fm_model *m, bool prompt) {
   return most > row_ms ? (int64_t)(most / row_ms) : 1;
 }
 
+/* By the multiplications that a layer has for it, and for a row. */
+static double key_rows(const fm_config *c) {
+  double heads = (double)c->num_attention_heads, d = (double)c->hidden_size, rank = (double)c->kv_lora_rank, q = (double)c->q_lora_rank;
+  double qk = heads * (double)(c->qk_nope_head_dim + c->qk_rope_head_dim), v = heads * (double)c->v_head_dim;
+  double width = (double)(c->n_routed_experts ? (c->num_experts_per_tok + c->n_shared_experts) * c->moe_intermediate_size
+                                              : c->intermediate_size);
+  double expand = rank * (heads * (double)c->qk_nope_head_dim + v);
+  return expand / (expand + (q > 0 ? q * (d + qk) : d * qk) + d * (rank + v) + 3 * d * width);
+}
+
+double fm_sched_keys(fm_model *m, int64_t n) {
+  if (m->cfg.kv_lora_rank <= 0) return 0;
+  if (m->pace.key_rows <= 0) m->pace.key_rows = key_rows(&m->cfg);
+  return m->pace.key_rows * (double)n;
+}
+
 static void note_pace(fm_model *m, double ms) {
   const fm_work *w = &m->work;
   bool prompt = w->kind == FM_PREFILL || w->kind == FM_PREFILL_MTP;
-  fm_mean_add(&m->pace.row_ms[!prompt], ms / (double)w->pass.n, 0.2);
+  double rows = (double)w->pass.n;
+  for (int64_t i = 0; prompt && i < w->now.n; i++) rows += fm_sched_keys(m, w->now.seg[i].index);
+  fm_mean_add(&m->pace.row_ms[!prompt], ms / rows, 0.2);
 }
 
 /* ---- the pass under way ------------------------------------------------------------------------------- */
