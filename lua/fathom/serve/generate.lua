@@ -7,6 +7,8 @@ local wire = require "fathom.serve.wire"
 
 local generate = {}
 
+local CROWD = 32             -- choices at once, beyond which passes are full without drafts: pocket gives a third more tokens then
+
 -- What the library raises for a wrong call is the request's fault here; the position is ours.
 local function without_position(message) return (tostring(message):gsub("^[^\n]-%.lua:%d+: ", "")) end
 
@@ -25,6 +27,8 @@ end
 local function run_choice(call, spec, sink, over)
   local server, metrics = call.server, call.server.metrics
   local counted <close> = metrics:choice(call)
+  -- drafts shorten what one stream takes and lengthen what a full pass takes; they never change what is said
+  if spec.options.mtp == nil and metrics.waiting + metrics.generating > CROWD then spec.options.mtp = false end
   if spec.aim then spec.aim(call, spec) end
   local session <close> = generate.must(server.model.session, server.model)
   local t = generate.must(session.ask, session, spec.turn, spec.options)
