@@ -275,6 +275,14 @@ describe("a judge on a model of this process", function()
   end)
 end)
 
+describe("the table of votes", function()
+  it("has a line for each number of votes, for both ways of voting", function()
+    local out = helper.script("", 'arg = { [0] = "examples/bench/judge_votes.lua", "--quick" } dofile(arg[0])')
+    for _, n in ipairs { 1, 2, 4 } do assert.matches("\n +" .. n .. " +%d+%.%d +%d+%.%d +%d+%.%d +%d+%.%d +%d+ +%d+\n", out) end
+    assert.matches("could not be read: 0.0 %%", out)
+  end)
+end)
+
 describe("a judge on another backend", function()
   it("counts votes that cannot be read, and guesses none", function()
     local mock = fathom.mock { replies = { "Score: 8", "I like it", "Score: 3 or rather Score: 4", "Score: 12" } }

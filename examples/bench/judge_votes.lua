@@ -15,7 +15,7 @@ do
   local i = 1
   while arg[i] do
     local name = arg[i]:match "^%-%-(%a+)$"
-    if name == "quick" then opt.votes, opt.items = 8, 12
+    if name == "quick" then opt.votes, opt.items = 4, 4
     elseif name == "markdown" then opt.markdown = true
     else
       i = i + 1
