@@ -9,10 +9,9 @@
 */
 #include <math.h>
 
-#include "attention.cuh"
+#include "absorb.cuh"
 #include "mla.cuh"
 #include "quant.cuh"
-#include "skinny.cuh"
 #include "sm90/mla.cuh"
 #include "sm90/prompt.cuh"
 
@@ -62,61 +61,6 @@ __global__ void __launch_bounds__(256) absorb_kernel(attn a) {
     int64_t at = ((row0 + i) * a.heads + h) * a.width + col;
     if (a.qa16) a.qa16[at] = __float2bfloat16_rn(sum[i]);
     else a.qa32[at] = sum[i];
-  }
-}
-
-/* The same where nope is 128, rank a multiple of 128, W_UK bf16 or f8. A block: one head, R rows, 128 columns (the last one of a
-   head: the rotary part). Thread: eight columns of one of 16 slices of nope; slices meet in order. Weights are asked for before
-   the kernel ahead has ended. */
-template <int F8, int R> __global__ void __launch_bounds__(256, 3) absorb_fast_kernel(attn a) {
-  __shared__ float q[R][128], red[16][R][128];
-  int h = blockIdx.x, cg = threadIdx.x % 16, slice = threadIdx.x / 16, qk = a.nope + a.rope;
-  int64_t row0 = blockIdx.z * (int64_t)R;
-  bool turned = blockIdx.y == gridDim.y - 1;
-  uint4 w[8];
-  float scale = 1;
-  int64_t r0 = (int64_t)h * (128 + a.v) + slice * 8;
-  int col = blockIdx.y * 128 + cg * 8;
-  if (!turned) {
-#pragma unroll
-    for (int j = 0; j < 8; j++) w[j] = fm_raw8<F8>(a.kv_b.data + ((r0 + j) * a.rank + col) * (F8 ? 1 : 2));
-    if (F8) scale = a.kv_b.scale[r0 / 128 * a.kv_b.across + col / 128];
-  }
-  fm_go_on();
-  fm_wait();
-  if (turned) {
-    for (int i = threadIdx.x; i < R * a.rope; i += 256) {
-      int64_t row = row0 + i / a.rope;
-      if (row >= a.n) continue;
-      float v = a.q[(a.row0 + row) * a.ldq + (int64_t)h * qk + 128 + i % a.rope];
-      a.qa16[(row * a.heads + h) * a.width + a.rank + i % a.rope] = __float2bfloat16_rn(v);
-    }
-    return;
-  }
-  for (int i = threadIdx.x; i < R * 128; i += 256)
-    q[i / 128][i % 128] = row0 + i / 128 < a.n ? a.q[(a.row0 + row0 + i / 128) * a.ldq + (int64_t)h * qk + i % 128] : 0.0f;
-  __syncthreads();
-  float acc[R][8] = {};
-#pragma unroll
-  for (int j = 0; j < 8; j++) {
-    float f[8];
-    fm_eight<F8>(f, w[j]);
-#pragma unroll
-    for (int i = 0; i < R; i++)
-#pragma unroll
-      for (int x = 0; x < 8; x++) acc[i][x] = fmaf(q[i][slice * 8 + j], f[x], acc[i][x]);
-  }
-#pragma unroll
-  for (int i = 0; i < R; i++)
-#pragma unroll
-    for (int x = 0; x < 8; x++) red[slice][i][cg * 8 + x] = acc[i][x] * scale;
-  __syncthreads();
-  for (int i = threadIdx.x; i < R * 128; i += 256) {
-    if (row0 + i / 128 >= a.n) continue;
-    float v = 0;
-#pragma unroll
-    for (int x = 0; x < 16; x++) v += red[x][i / 128][i % 128];
-    a.qa16[((row0 + i / 128) * a.heads + h) * a.width + blockIdx.y * 128 + i % 128] = __float2bfloat16_rn(v);
   }
 }
 
@@ -251,109 +195,6 @@ template <int R> __global__ void __launch_bounds__(256) combine_kernel(attn a) {
   }
 }
 
-/* Weights of the four values of a head from row r0 on, for rank 512; W_UV bf16 or f8. */
-template <int F8> __device__ __forceinline__ void ask_values(uint4 (&w)[4][2], const attn &a, int64_t r0) {
-#pragma unroll
-  for (int d = 0; d < 4; d++)
-#pragma unroll
-    for (int x = 0; x < 2; x++)
-      w[d][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + d) * 512 + x * 256 + (threadIdx.x & 31) * 8) * (F8 ? 1 : 2));
-}
-
-/* The span that row is in; NULL: none. By a warp. */
-__device__ const fm_span *span_by_warp(const fm_dspans &s, int64_t row) {
-  for (int64_t i0 = 0; i0 < s.n; i0 += 32) {
-    int64_t i = i0 + (threadIdx.x & 31);
-    uint32_t who = __ballot_sync(~0u, i < s.n && row >= s.span[i].row && row < s.span[i].row + s.span[i].n);
-    if (who) return &s.span[i0 + __ffs(who) - 1];
-  }
-  return nullptr;
-}
-
-/* lat (512): combine_one by 8 / R warps, each for its own columns, without waiting for others. */
-template <int R> __device__ void combine_row(float *lat, const attn &a, const fm_span &s, int64_t row, int h) {
-  int lane = threadIdx.x & 31, column = threadIdx.x % (256 / R) * 2;
-  int64_t seen = s.index + row - s.row + 1, at = ((row - a.row0) * a.heads + h) * a.cuts;
-  int first = first_cut(s.first_key, cut_width(seen, a.heads)), n = cuts_of(seen, a.heads) - first;
-  const float2 *ms = (const float2 *)a.part_ms + at + first;
-  const float *part = a.part + (at + first) * 512 + column;
-  float m = -INFINITY, sum = 0, v[R][2] = {};
-  for (int i = lane; i < n; i += 32) m = fmaxf(m, ms[i].x);
-  m = fm_warp_max(m);
-  for (int i0 = 0; i0 < n; i0 += 32) {
-    float2 mine = i0 + lane < n ? ms[i0 + lane] : float2 { -INFINITY, 0 };
-    float w = mine.x > -INFINITY ? expf(mine.x - m) : mine.x == mine.x ? 0.0f : mine.x;
-    if (w != 0) sum += w * mine.y;
-    int some = min(n - i0, 32);
-#pragma unroll 4
-    for (int i = 0; i < some; i++) {
-      float u = __shfl_sync(~0u, w, i);
-#pragma unroll
-      for (int x = 0; x < R; x++) {
-        float2 p = *(const float2 *)(part + (i0 + i) * (int64_t)512 + x * (512 / R));
-        if (u != 0) v[x][0] = fmaf(u, p.x, v[x][0]), v[x][1] = fmaf(u, p.y, v[x][1]);
-      }
-    }
-  }
-  sum = fm_warp_sum(sum);
-#pragma unroll
-  for (int x = 0; x < R; x++)
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-      lat[column + x * (512 / R) + i] = sum > 0 ? v[x][i] / sum : sum == 0 ? 0.0f : v[x][i] + sum;   // NaN stays NaN
-}
-
-/* The same for rank 512, W_UV bf16 or f8. The first 32 values' weights are asked for before the kernel ahead has ended; a block
-   makes a.v / gridDim.y values: all of them, unless a single row would leave the device idle. */
-template <int F8, int R> __global__ void __launch_bounds__(256, 2) combine_fast_kernel(attn a) {
-  __shared__ __align__(16) float lat[R * 512];
-  __shared__ bool here[R];               // rows that stand in some span; others are left alone
-  int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, each = a.v / gridDim.y, v0 = blockIdx.y * each + warp * 4;
-  int64_t row0 = a.row0 + blockIdx.z * (int64_t)R, r0 = (int64_t)h * (a.nope + a.v) + a.nope + v0;
-  int mine = warp / (8 / R);
-  uint4 w[4][2];
-  ask_values<F8>(w, a, r0);
-  fm_go_on();
-  fm_wait();
-  const fm_span *s = row0 + mine < a.row0 + a.n ? span_by_warp(a.s, row0 + mine) : nullptr;
-  if (s) combine_row<R>(lat + mine * 512, a, *s, row0 + mine, h);
-  if (lane == 0 && warp % (8 / R) == 0) here[mine] = s != nullptr;
-  __syncthreads();
-#pragma unroll 1
-  for (int v = 0; v < each; v += 32) {
-    float sum[4][R] = {};
-#pragma unroll
-    for (int x = 0; x < 2; x++) {
-      float f[4][8];
-#pragma unroll
-      for (int d = 0; d < 4; d++) {
-        fm_eight<F8>(f[d], w[d][x]);
-        float scale = F8 ? a.kv_b.scale[(r0 + v + d) / 128 * a.kv_b.across + (x * 256 + lane * 8) / 128] : 1.0f;
-#pragma unroll
-        for (int i = 0; i < 8; i++) f[d][i] *= scale;
-      }
-#pragma unroll
-      for (int t = 0; t < R; t++) {
-        const float4 *l = (const float4 *)(lat + t * 512 + x * 256 + lane * 8);
-        float4 p = l[0], q = l[1];
-#pragma unroll
-        for (int d = 0; d < 4; d++) {
-          sum[d][t] = fmaf(f[d][3], p.w, fmaf(f[d][2], p.z, fmaf(f[d][1], p.y, fmaf(f[d][0], p.x, sum[d][t]))));
-          sum[d][t] = fmaf(f[d][7], q.w, fmaf(f[d][6], q.z, fmaf(f[d][5], q.y, fmaf(f[d][4], q.x, sum[d][t]))));
-        }
-      }
-    }
-    if (v + 32 < each) ask_values<F8>(w, a, r0 + v + 32);
-#pragma unroll
-    for (int d = 0; d < 4; d++)
-#pragma unroll
-      for (int t = 0; t < R; t++) {
-        float out = fm_warp_sum(sum[d][t]);
-        if (lane == 0 && here[t]) a.out[(row0 + t) * a.ldo + (int64_t)h * a.v + v0 + v + d] = out;
-      }
-  }
-}
-
 /* Straight to the answer; a block a (row, head). */
 __global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
   int64_t row = a.row0 + blockIdx.x / a.heads;
@@ -419,27 +260,12 @@ static int64_t window_of(const attn *x, int64_t dim) {
   return rows < 1 ? 1 : rows;
 }
 
-/* Kernels by the weight's dtype and how many rows a block takes along. */
-template <int F8> static void absorb_and_combine(fm_ctx *c, const attn *x, bool combine) {
-  int r = x->n == 1 ? 1 : 4;
-  unsigned groups = (unsigned)((x->n + r - 1) / r);
-  dim3 ga((unsigned)x->heads, (unsigned)(x->rank / 128 + 1), groups), gc((unsigned)x->heads, r == 1 ? (unsigned)(x->v / 32) : 1, groups);
-  if (!combine && r == 1) fm_launch(c, absorb_fast_kernel<F8, 1>, ga, 256, 0, *x);
-  else if (!combine) fm_launch(c, absorb_fast_kernel<F8, 4>, ga, 256, 0, *x);
-  else if (r == 1) fm_launch(c, combine_fast_kernel<F8, 1>, gc, 256, 0, *x);
-  else fm_launch(c, combine_fast_kernel<F8, 4>, gc, 256, 0, *x);
-}
-
 static fm_status fast_rows(fm_ctx *c, attn *x) {
-  bool f8 = x->kv_b.dtype == FM_F8_E4M3;
   TRY(fm_cuda_take_n(c, &x->qa16, (int64_t)x->n * x->heads * x->width));
   TRY(take_parts(c, x, x->rank));
-  if (f8) absorb_and_combine<1>(c, x, false);
-  else absorb_and_combine<0>(c, x, false);
+  TRY(fm_absorb_run(c, x));
   TRY(x->k.dtype == FM_BF16 && fm_mla_can(c) ? fm_mla_run(c, x) : fm_mla_tiles_run(c, x));
-  if (f8) absorb_and_combine<1>(c, x, true);
-  else absorb_and_combine<0>(c, x, true);
-  return fm_cuda_launched(c, "mla_decode");
+  return fm_combine_run(c, x);
 }
 
 static fm_status plain_rows(fm_ctx *c, attn *x) {
