@@ -91,7 +91,7 @@ static int g_draw(lua_State *L) {
   o.seed = (uint64_t)luaL_checkinteger(L, 2);
   lua_Integer index = luaL_checkinteger(L, 3);
   fm_history h = { .n = index, .n_prompt = index };           // no penalties: its length is all that is looked at
-  if (fm_guide_draw(g->guide, FM_REAL, g->sampler, &o, g->logits, h, luaL_checkinteger(L, 4), false, &d, &err) != FM_OK ||
+  if (fm_guide_draw(g->guide, FM_REAL, g->sampler, &o, g->logits, -1, h, luaL_checkinteger(L, 4), false, &d, &err) != FM_OK ||
       fm_guide_take(g->guide, FM_REAL, d.id, &err) != FM_OK) return fm_bind_fail(L, &err);
   lua_pushinteger(L, d.id);
   return 1;

@@ -88,7 +88,7 @@ const fm_backend *fm_cpu_backend(void) {
     .embed = fm_cpu_embed, .rms_norm = fm_cpu_rms_norm, .matmul = fm_cpu_matmul, .rope = fm_cpu_rope,
     .cache_store = fm_cpu_cache_store, .turn = fm_cpu_turn, .mla_store = fm_cpu_mla_store,
     .mla_prompt = fm_cpu_mla_prompt, .mla_decode = fm_cpu_mla_decode, .gqa = fm_cpu_gqa,
-    .route = fm_cpu_route, .experts = fm_cpu_experts,
+    .draw = fm_cpu_draw, .route = fm_cpu_route, .experts = fm_cpu_experts,
   };
   return &table;
 }

@@ -20,16 +20,13 @@ _Static_assert(PANEL + TOKENS * PANEL_ROWS <= FM_CPU_SCRATCH, "a worker's scratc
 typedef struct item_range { const fm_mm *mm; int64_t first, rows; } item_range;   /* items of mm begin at first */
 typedef struct job { const fm_cpu *cpu; const item_range *range; int64_t n; } job;
 
-/* out = dot (+ bias) (+ out), for a tile of results. */
-static void settle(const fm_mm *mm, const float *tile, int64_t ld, int64_t i0, int64_t n, int64_t r0, int64_t rows) {
+/* out = dot (+ bias) (+ out), for a tile of results. A fused multiply-add by one is an addition. */
+static void settle(const fm_simd *simd, const fm_mm *mm, float *tile, int64_t ld, int64_t i0, int64_t n, int64_t r0, int64_t rows) {
   for (int64_t i = 0; i < n; i++) {
-    float *out = mm->out + (i0 + i) * mm->ldo + r0;
-    const float *t = tile + i * ld;
-    for (int64_t r = 0; r < rows; r++) {
-      float v = t[r];
-      if (mm->bias) v += mm->bias[r0 + r];
-      out[r] = mm->add ? v + out[r] : v;
-    }
+    float *out = mm->out + (i0 + i) * mm->ldo + r0, *t = tile + i * ld;
+    if (mm->bias) simd->axpy(t, 1, mm->bias + r0, rows);
+    if (mm->add) simd->axpy(out, 1, t, rows);
+    else memcpy(out, t, (size_t)rows * sizeof *out);
   }
 }
 
@@ -45,7 +42,7 @@ static void few(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, fl
     for (int64_t r = 0; r < rows; r += TOKENS * PANEL_ROWS / FEW) {
       int64_t part = rows - r < TOKENS * PANEL_ROWS / FEW ? rows - r : TOKENS * PANEL_ROWS / FEW;
       cpu->simd->gemv(tile, part, x, mm->ldx, n, mm->w, r0 + r, part);
-      settle(mm, tile, part, i, n, r0 + r, part);
+      settle(cpu->simd, mm, tile, part, i, n, r0 + r, part);
     }
   }
 }
@@ -59,8 +56,13 @@ static void many(const fm_cpu *cpu, const fm_mm *mm, int64_t r0, int64_t rows, f
   cpu->simd->convert(panel, k, &bare, r0, rows, 0, k);
   for (int64_t i = 0; i < mm->n; i += TOKENS) {
     int64_t n = mm->n - i < TOKENS ? mm->n - i : TOKENS;
-    cpu->simd->gemm(tile, rows, mm->x + i * mm->ldx, mm->ldx, n, panel, k, rows, k, scale);
-    settle(mm, tile, rows, i, n, r0, rows);
+    const float *x = mm->x + i * mm->ldx;
+    if (!mm->bias && !mm->add) {
+      cpu->simd->gemm(mm->out + i * mm->ldo + r0, mm->ldo, x, mm->ldx, n, panel, k, rows, k, scale);
+      continue;
+    }
+    cpu->simd->gemm(tile, rows, x, mm->ldx, n, panel, k, rows, k, scale);
+    settle(cpu->simd, mm, tile, rows, i, n, r0, rows);
   }
 }
 

@@ -16,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 5
+#define FM_BACKEND_ABI 6
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
@@ -147,7 +147,7 @@ typedef struct fm_turn {
 } fm_turn;
 
 /* How one row of logits is drawn: argmax of logit / temperature + gumbel(noise of seed, sample, index, id); temperature 0:
-   argmax. */
+   argmax. Ties go to the lower id. */
 typedef struct fm_draw_rule { uint64_t seed; int64_t index; uint32_t sample; float temperature; } fm_draw_rule;
 
 struct fm_backend {
@@ -183,9 +183,6 @@ struct fm_backend {
   fm_status (*play)(fm_ctx *c, bool good);          /* not good: what was noted is forgotten */
   /* *done: all that was asked for is done, and a download does not wait. NULL: operations are done when they return. */
   fm_status (*poll)(fm_ctx *c, bool *done);
-  /* id (n) host memory: draws from logits (n, vocab_size) by rule (n); ids from n_valid on are padding. Waits. */
-  fm_status (*draw)(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n,
-                    int64_t vocab_size, int64_t n_valid);
 
   /* ---- operations ---- */
   /* out (n, cols) f32 = rows id[i] of table */
@@ -211,6 +208,9 @@ struct fm_backend {
   fm_status (*mla_prompt)(fm_ctx *c, const fm_attn *a);
   fm_status (*mla_decode)(fm_ctx *c, const fm_attn *a);
   fm_status (*gqa)(fm_ctx *c, const fm_attn *a);
+  /* id (n) = draws from logits (n, vocab_size) by rule (n); ids from n_valid on are padding */
+  fm_status (*draw)(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n,
+                    int64_t vocab_size, int64_t n_valid);
   /* Chooses top_k experts a token, in increasing id.
        topk_id (n, top_k) i32, topk_weight (n, top_k) f32: out
        logits  (n, n_experts) f32, before softmax or sigmoid

@@ -33,29 +33,29 @@ fm_status fm_batch_add_mtp(fm_batch *b, fm_task *t, fm_seg seg, const float *h, 
   return FM_OK;
 }
 
-/* Rows of logits whose draw needs no more than temperature and noise: a device may do it. */
+/* Whether the device's draw is the task's: by temperature and noise, of all ids or of those of a mask. */
 static bool plain_draw(const fm_task *t) {
   const fm_generate_options *o = &t->o;
-  return !t->guide && !o->n_forced && o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
+  return !o->n_forced && o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
          o->presence_penalty == 0 && o->frequency_penalty == 0 && o->n_logit_bias == 0;
 }
 
-/* Rules for every row of logits of the pass that is to begin; none when some row needs the host's sampler. */
+/* Rules for the rows of logits of the pass that is to begin; those of tasks that draw otherwise are made for nothing, by argmax. NULL
+   when all do. */
 static fm_status make_rules(fm_model *m, const fm_draw_rule **out) {
   fm_work *w = &m->work;
-  int64_t n = 0;
-  *out = NULL;
-  if (!m->c.ops->draw) return FM_OK;
+  int64_t n = 0, plain = 0;
   for (int64_t i = 0; i < w->now.n; i++) {
     const fm_task *t = w->now.task[i];
-    if (!plain_draw(t)) return FM_OK;
+    bool good = plain_draw(t);
     TRY(fm_grow(&w->rule, &w->cap_rule, n + w->now.seg[i].n_logits, sizeof *w->rule, &m->c.err));
     int64_t index = t->s->dropped + t->s->n + (w->kind == FM_DRAFT ? w->depth : 0);
     for (int64_t j = 0; j < w->now.seg[i].n_logits; j++)
       w->rule[n++] = (fm_draw_rule){ .seed = t->o.seed, .index = index + j, .sample = t->o.sample,
-                                     .temperature = t->o.temperature };
+                                     .temperature = good ? t->o.temperature : 0 };
+    plain += good ? w->now.seg[i].n_logits : 0;
   }
-  *out = n ? w->rule : NULL;
+  *out = plain ? w->rule : NULL;
   return FM_OK;
 }
 
@@ -73,35 +73,105 @@ fm_status fm_batch_begin(fm_model *m) {
   return fm_pass_begin(&w->pass, &m->net, b->seg, b->n, mtp, rule);
 }
 
+/* Brings rows [row, row + n) of the pass's logits where the host can read them. */
+static fm_status fetch_logits(fm_model *m, int64_t row, int64_t n) {
+  fm_work *w = &m->work;
+  int64_t v = m->cfg.vocab_size;
+  if (w->held) memset(w->held + row, 1, (size_t)n);
+  return w->held && n ? m->c.ops->download(&m->c, w->logits + row * v, w->pass.logits + row * v, n * v * (int64_t)sizeof *w->logits)
+                      : FM_OK;
+}
+
+/* The rows that the device's draws leave to the host, neighbours at once. */
+static fm_status fetch_wanted(fm_model *m) {
+  const fm_batch *b = &m->work.now;
+  int64_t first = 0, end = 0;
+  for (int64_t i = 0; i < b->n; i++) {
+    if (!b->task[i] || (m->work.drawn && plain_draw(b->task[i]))) continue;
+    if (b->seg[i].logits_row != end) {
+      TRY(fetch_logits(m, first, end - first));
+      first = b->seg[i].logits_row;
+    }
+    end = b->seg[i].logits_row + b->seg[i].n_logits;
+  }
+  return fetch_logits(m, first, end - first);
+}
+
+/* Room for logits on the host, none of which are there yet; the device's own where the host can read them. */
+static fm_status hold_logits(fm_model *m) {
+  fm_work *w = &m->work;
+  int64_t n = w->pass.n_logits, row = m->cfg.vocab_size * (int64_t)sizeof *w->logits;
+  w->logits = w->pass.logits;
+  if (!m->c.ops->download) return FM_OK;
+  w->logits = fm_arena_alloc(&m->c.arena, n * row);
+  w->held = fm_arena_alloc(&m->c.arena, n);
+  if (!w->logits || !w->held) return fm_no_memory(&m->c.err, n * (row + 1));
+  memset(w->held, 0, (size_t)n);
+  return FM_OK;
+}
+
+static fm_status fetch_drawn(fm_model *m) {
+  fm_work *w = &m->work;
+  int64_t size = w->pass.n_logits * (int64_t)sizeof *w->drawn;
+  if (!w->pass.rule) return FM_OK;
+  w->drawn = w->pass.drawn;
+  if (!m->c.ops->download) return FM_OK;
+  w->drawn = fm_arena_alloc(&m->c.arena, size);
+  if (!w->drawn) return fm_no_memory(&m->c.err, size);
+  return m->c.ops->download(&m->c, w->drawn, w->pass.drawn, size);
+}
+
 fm_status fm_batch_fetch(fm_model *m) {
   fm_work *w = &m->work;
   fm_pass *p = &w->pass;
   bool states = w->kind == FM_PREFILL || m->drafts > 0;
   w->hidden = w->logits = NULL;
+  w->drawn = NULL;
+  w->held = NULL;
   if (states) TRY(fm_to_host(&m->c, &w->hidden, p->hidden, p->n, m->cfg.hidden_size));
   if (!p->n_logits) return FM_OK;
-  if (!p->rule) return fm_to_host(&m->c, &w->logits, p->logits, p->n_logits, m->cfg.vocab_size);
-  TRY(fm_grow(&w->drawn, &w->cap_drawn, p->n_logits, sizeof *w->drawn, &m->c.err));
-  return m->c.ops->download(&m->c, w->drawn, p->drawn, p->n_logits * (int64_t)sizeof *w->drawn);
+  TRY(fetch_drawn(m));
+  TRY(hold_logits(m));
+  return fetch_wanted(m);
+}
+
+const float *fm_batch_logits(const fm_model *m, int64_t row) {
+  const fm_work *w = &m->work;
+  return !w->held || w->held[row] ? w->logits + row * m->cfg.vocab_size : NULL;
+}
+
+static fm_status forced(const fm_model *m, const fm_task *t, int64_t row, int64_t n_ahead, fm_draw *out) {
+  const float *logits = fm_batch_logits(m, row);
+  out->id = t->o.forced[t->usage.completion + n_ahead];
+  out->logprob = (float)(logits[out->id] - fm_log_sum_exp(logits, m->cfg.vocab_size));
+  out->logprob_filtered = NAN;
+  return FM_OK;
+}
+
+/* Under a mask the device's draw stands where the mask allows it: noise belongs to ids, so it is the best of fewer as well. Where it
+   does not, the row is looked at here. */
+static fm_status guided(fm_model *m, fm_task *t, int64_t row, fm_history h, int64_t n_ahead, fm_head head, fm_draw *out) {
+  const fm_work *w = &m->work;
+  int64_t left = t->max_tokens - t->usage.completion - n_ahead;
+  bool want_logprob = t->o.logprobs >= 0;
+  if (w->drawn && plain_draw(t)) {
+    TRY(fm_guide_draw(t->guide, head, m->sampler, &t->o, NULL, w->drawn[row], h, left, want_logprob, out, &t->err));
+    if (out->id != FM_UNDECIDED) return FM_OK;
+    if (!fm_batch_logits(m, row) && fetch_logits(m, row, 1) != FM_OK) {
+      t->err = m->c.err;
+      return t->err.code;
+    }
+  }
+  return fm_guide_draw(t->guide, head, m->sampler, &t->o, fm_batch_logits(m, row), -1, h, left, want_logprob, out, &t->err);
 }
 
 fm_status fm_batch_draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, fm_head head, fm_draw *out) {
   const fm_work *w = &m->work;
   fm_history h = { t->s->ids, t->s->n + n_ahead, t->n_prompt, t->s->dropped };
-  const float *logits = w->logits ? w->logits + row * m->cfg.vocab_size : NULL;
-  bool want_logprob = t->o.logprobs >= 0;
-  if (t->o.n_forced) {
-    int64_t v = m->cfg.vocab_size;
-    out->id = t->o.forced[t->usage.completion + n_ahead];
-    out->logprob = (float)(logits[out->id] - fm_log_sum_exp(logits, v));
-    out->logprob_filtered = NAN;
-    return FM_OK;
-  }
-  if (t->guide)
-    return fm_guide_draw(t->guide, head, m->sampler, &t->o, logits, h, t->max_tokens - t->usage.completion - n_ahead,
-                         want_logprob, out, &t->err);
-  if (logits) *out = fm_sampler_draw(m->sampler, &t->o, logits, h, NULL, want_logprob);
-  else *out = (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
+  if (t->o.n_forced) return forced(m, t, row, n_ahead, out);
+  if (t->guide) return guided(m, t, row, h, n_ahead, head, out);
+  if (w->drawn && plain_draw(t)) *out = (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
+  else *out = fm_sampler_draw(m->sampler, &t->o, fm_batch_logits(m, row), h, NULL, t->o.logprobs >= 0);
   if (out->id < 0) return fm_fail(&t->err, FM_ELIMIT, "no id is left to draw: logit_bias bans them all");
   return FM_OK;
 }

@@ -6,12 +6,12 @@
 #include "run/engine.h"
 
 int64_t fm_decode_draw(fm_model *m, fm_task *t, int64_t first_row) {
-  int64_t v = m->cfg.vocab_size, n_draft = t->n_draft, taken = 0;
+  int64_t n_draft = t->n_draft, taken = 0;
   bool stopped = false;
   for (;;) {
     fm_draw d;
-    const float *logits = m->work.logits ? m->work.logits + (first_row + taken) * v : NULL;
-    if (fm_batch_draw(m, t, first_row + taken, 0, FM_REAL, &d) != FM_OK || fm_task_take(t, &d, logits, &stopped) != FM_OK) {
+    int64_t row = first_row + taken;
+    if (fm_batch_draw(m, t, row, 0, FM_REAL, &d) != FM_OK || fm_task_take(t, &d, fm_batch_logits(m, row), &stopped) != FM_OK) {
       fm_task_fail_own(t);
       return -1;
     }

@@ -353,7 +353,6 @@ void fm_model_close(fm_model *m) {
   fm_batch_free(&m->work.then);
   fm_free(m->order);
   fm_free(m->work.rule);
-  fm_free(m->work.drawn);
   fm_sampler_free(m->sampler);
   fm_grammars_free(m->grammars);
   fm_net_free(&m->net);

@@ -72,8 +72,10 @@ typedef struct fm_work {
   fm_work_stage stage;
   fm_pass pass;
   fm_batch now, then;                    /* then: what the pass that follows is going to be */
-  fm_draw_rule *rule; int32_t *drawn; int64_t cap_rule, cap_drawn;   /* for a device that draws */
+  fm_draw_rule *rule; int64_t cap_rule;  /* how the device is to draw */
   float *hidden, *logits;                /* the completed pass's, where the host can read them; NULL: not wanted */
+  uint8_t *held;                         /* which rows of logits are here; NULL: all */
+  int32_t *drawn;                        /* what the device drew from each; NULL: nothing */
   int64_t at;                            /* segments settled */
   int64_t depth;                         /* FM_DRAFT: drafts made so far in this step */
   double begun, spent;                   /* ms: when, and how much of it in slices */
@@ -206,6 +208,8 @@ fm_status fm_batch_add(fm_batch *b, fm_task *t, fm_seg seg);
 fm_status fm_batch_add_mtp(fm_batch *b, fm_task *t, fm_seg seg, const float *h, int64_t n, int64_t d);
 fm_status fm_batch_begin(fm_model *m);              /* begins the pass of work.now */
 fm_status fm_batch_fetch(fm_model *m);              /* what of it the host is going to read */
+/* A row of the completed pass's logits, NULL: its draw did not need them. */
+const float *fm_batch_logits(const fm_model *m, int64_t row);
 /* The draw for one row of the completed pass's logits, n_ahead drafts behind the real end of the task's ids. */
 fm_status fm_batch_draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, fm_head head, fm_draw *out);
 

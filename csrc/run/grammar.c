@@ -3,6 +3,7 @@
 */
 #include "run/grammar.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "run/close.h"
@@ -295,10 +296,13 @@ static fm_status take_close(fm_guide *u, head *h, fm_error *err) {
 
 /* What one draw needs, for the functions below. */
 typedef struct drawing {
-  fm_sampler *s; const fm_generate_options *o; const float *logits; fm_history h; bool want_logprob;
+  fm_sampler *s; const fm_generate_options *o; const float *logits; int32_t free; fm_history h; bool want_logprob;
 } drawing;
 
 static fm_draw draw(const drawing *d, const uint64_t *mask) {
+  bool allowed = d->free >= 0 && mask[d->free / 64] >> d->free % 64 & 1;
+  if (allowed || !d->logits)
+    return (fm_draw){ .id = allowed ? d->free : FM_UNDECIDED, .logprob = NAN, .logprob_filtered = NAN };
   return fm_sampler_draw(d->s, d->o, d->logits, d->h, mask, d->want_logprob);
 }
 
@@ -317,6 +321,7 @@ static fm_status draw_inside(fm_guide *u, head *h, const drawing *d, int64_t lef
   TRY(fits(u, &h->now, left, &steered, err));
   for (int tries = 0;; tries++) {
     *out = draw(d, u->bits);
+    if (out->id == FM_UNDECIDED) return FM_OK;
     if (out->id < 0) break;
     if (is_end(u, out->id)) return FM_OK;
     TRY(move(u, &h->now, out->id, err));
@@ -328,13 +333,13 @@ static fm_status draw_inside(fm_guide *u, head *h, const drawing *d, int64_t lef
   }
   TRY(take_close(u, h, err));
   *out = draw(d, u->bits);
-  return out->id >= 0 ? FM_OK : fm_fail(err, FM_ELIMIT, "the document can neither end nor go on: the model has no end token");
+  return out->id != -1 ? FM_OK : fm_fail(err, FM_ELIMIT, "the document can neither end nor go on: the model has no end token");
 }
 
-fm_status fm_guide_draw(fm_guide *u, fm_head which, fm_sampler *s, const fm_generate_options *o, const float *logits,
+fm_status fm_guide_draw(fm_guide *u, fm_head which, fm_sampler *s, const fm_generate_options *o, const float *logits, int32_t free,
                         fm_history hist, int64_t left, bool want_logprob, fm_draw *out, fm_error *err) {
   head *h = &u->head[which];
-  drawing d = { s, o, logits, hist, want_logprob };
+  drawing d = { s, o, logits, free, hist, want_logprob };
   if (h->waiting) {
     *out = draw_waiting(u, &d, left);
   } else if (h->done < h->n_plan) {

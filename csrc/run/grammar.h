@@ -36,9 +36,12 @@ typedef enum fm_head { FM_REAL, FM_AHEAD } fm_head;
 
 /* Puts the head that runs ahead where the real one is. */
 fm_status fm_guide_ahead(fm_guide *u, fm_error *err);
-/* Draws the head's next id as fm_sampler_draw does, under the mask. left: how many more ids there is room for, this one included. */
-fm_status fm_guide_draw(fm_guide *u, fm_head head, fm_sampler *s, const fm_generate_options *o, const float *logits,
+/* Draws the head's next id as fm_sampler_draw does, under the mask. left: how many more ids there is room for, this one included.
+   free: the id that would be drawn without a mask, -1: not known; logits may be NULL beside it: where the mask forbids it,
+   out->id is FM_UNDECIDED and the head stands where it stood. */
+fm_status fm_guide_draw(fm_guide *u, fm_head head, fm_sampler *s, const fm_generate_options *o, const float *logits, int32_t free,
                         fm_history h, int64_t left, bool want_logprob, fm_draw *out, fm_error *err);
+enum { FM_UNDECIDED = -2 };
 /* Moves the head past an id that was drawn for it. */
 fm_status fm_guide_take(fm_guide *u, fm_head head, int32_t id, fm_error *err);
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/rng.h"
+#include "base/gumbel.h"
 
 fm_status fm_sampler_new(fm_sampler **out, int64_t vocab_size, int64_t n_valid, fm_error *err) {
   fm_sampler *s = fm_zalloc(sizeof *s);
@@ -182,18 +182,9 @@ static int64_t filter(fm_sampler *s, const fm_generate_options *o, int64_t all) 
 }
 
 static int32_t gumbel_max(const fm_sampler *s, const fm_generate_options *o, int64_t n, int64_t pos) {
-  int32_t best = s->kept[0];
-  double best_value = -INFINITY;
-  for (int64_t i = 0; i < n; i++) {
-    int32_t id = s->kept[i];
-    double u = fm_noise(o->seed, o->sample, pos, id);
-    double value = (double)s->logit[id] / o->temperature - log(-log(u));
-    if (value > best_value || (value == best_value && id < best)) {
-      best = id;
-      best_value = value;
-    }
-  }
-  return best;
+  fm_gumbel g = fm_gumbel_begin(o->seed, o->sample, pos, o->temperature);
+  for (int64_t i = 0; i < n; i++) fm_gumbel_try(&g, s->logit[s->kept[i]], s->kept[i]);
+  return g.id;
 }
 
 static float filtered_logprob(const fm_sampler *s, const fm_generate_options *o, int64_t n, int32_t id) {

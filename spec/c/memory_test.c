@@ -83,9 +83,9 @@ static fm_status draw_document(fm_grammars *gs, fm_sampler *s, const float *logi
   for (int64_t i = 0; i < 60 && status == FM_OK && !fm_guide_over(u, FM_REAL); i++) {
     fm_history h = { .n = i, .n_prompt = i };
     status = fm_guide_ahead(u, err);
-    if (status == FM_OK) status = fm_guide_draw(u, FM_AHEAD, s, &g, logits, h, 60 - i, false, &d, err);
+    if (status == FM_OK) status = fm_guide_draw(u, FM_AHEAD, s, &g, logits, -1, h, 60 - i, false, &d, err);
     if (status == FM_OK) status = fm_guide_take(u, FM_AHEAD, d.id, err);
-    if (status == FM_OK) status = fm_guide_draw(u, FM_REAL, s, &g, logits, h, 60 - i, false, &d, err);
+    if (status == FM_OK) status = fm_guide_draw(u, FM_REAL, s, &g, logits, -1, h, 60 - i, false, &d, err);
     if (status == FM_OK) status = fm_guide_take(u, FM_REAL, d.id, err);
   }
   if (status == FM_OK && !fm_guide_complete(u, FM_REAL)) status = fm_fail(err, FM_EINVAL, "the document is not complete");
