@@ -136,22 +136,17 @@ static void begin(const queries *q, int64_t dim) {
   }
 }
 
-static void finish(const queries *q, int64_t dim) {
+static void finish(const work *w, const queries *q, int64_t dim) {
   for (int64_t i = 0; i < q->n; i++) {
-    float *o = q->o + i * q->ldo;
     if (q->max[i] == -INFINITY && q->sum[i] == 0) continue;   // saw nothing: stays zero
-    float inverse = 1.0f / q->sum[i];
-    for (int64_t e = 0; e < dim; e++) o[e] *= inverse;
+    w->simd->scale(q->o + i * q->ldo, 1.0f / q->sum[i], dim);
   }
 }
 
 /* Scores p[lo..hi] become probabilities against the new maximum; what was gathered is scaled to it. */
 static void soften(const work *w, const queries *q, int64_t i, float *p, int64_t lo, int64_t hi, int64_t dim) {
-  float max = q->max[i], old = max, part[PARTS] = { 0 }, padded[FM_PAGE] = { 0 };
-  for (int64_t j = lo; j <= hi; j++) {
-    p[j] *= w->a->scale;
-    if (p[j] > max) max = p[j];
-  }
+  float old = q->max[i], max = w->simd->scale_max(p + lo, w->a->scale, old, hi - lo + 1);
+  float part[PARTS] = { 0 }, padded[FM_PAGE] = { 0 };
   w->simd->exp_sub(p + lo, p + lo, max, hi - lo + 1);
   memcpy(padded + lo, p + lo, (size_t)(hi - lo + 1) * sizeof *p);
   for (int64_t j = 0; j < FM_PAGE; j += PARTS)
@@ -161,10 +156,10 @@ static void soften(const work *w, const queries *q, int64_t i, float *p, int64_t
   if (old == max || old == -INFINITY) {
     q->sum[i] += part[0];
   } else {
-    float shrink, *o = q->o + i * q->ldo;
+    float shrink;
     w->simd->exp_sub(&shrink, &old, max, 1);
     q->sum[i] = q->sum[i] * shrink + part[0];
-    for (int64_t e = 0; e < dim; e++) o[e] *= shrink;
+    w->simd->scale(q->o + i * q->ldo, shrink, dim);
   }
   q->max[i] = max;
 }
@@ -306,7 +301,7 @@ static void prompt_item(void *arg, int64_t item, int worker) {
     expand(w, &t, s, at / FM_PAGE, kv_b, &b);
     attend(w, &b, &q);
   }
-  finish(&q, a->v_head_dim);
+  finish(w, &q, a->v_head_dim);
 }
 
 static fm_status prompt_run(fm_ctx *c, work *w) {
@@ -425,7 +420,7 @@ static void decode_item(void *arg, int64_t item, int worker) {
     for (len = 1; f + len < n && r[f + len].span == r[f].span; len++) {}
     latent_attention(w, &t, r + f, len, f, heads);
   }
-  finish(&all, a->rank);
+  finish(w, &all, a->rank);
   for (int64_t h = 0; h < heads; h++)
     for (int64_t f = 0, len; f < n; f += len) {
       len = min64(8, run_length(r + f, n - f));   // gemv takes up to eight rows
@@ -514,7 +509,7 @@ static void gqa_item(void *arg, int64_t item, int worker) {
   gqa_blocks(w, &g, e->span, e->span->index + e->r0 + e->n, kv, sum + round16(e->n * heads));
   for (int64_t i = 0; i < g.n_sets; i++) {
     queries q = gqa_queries(&g, i);
-    finish(&q, dim);
+    finish(w, &q, dim);
   }
 }
 

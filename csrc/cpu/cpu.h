@@ -38,6 +38,9 @@ typedef struct fm_simd {
   void (*axpy)(float *out, float a, const float *row, int64_t k);
   /* out[j] = exp(x[j] - m) for j < n, the same whatever j and n; relative error below 2e-7 */
   void (*exp_sub)(float *out, const float *x, float m, int64_t n);
+  /* x[j] *= a for j < n; the other returns the largest of them and max */
+  void (*scale)(float *x, float a, int64_t n);
+  float (*scale_max)(float *x, float a, float max, int64_t n);
 } fm_simd;
 
 extern const fm_simd fm_simd_plain;

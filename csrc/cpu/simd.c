@@ -22,11 +22,16 @@ static inline void v_store_part(float *p, V v, int n) { memcpy(p, v.v, (size_t)n
 static inline V v_fma(V a, V b, V c) { EACH(fmaf(a.v[i], b.v[i], c.v[i])); }
 static inline V v_mul(V a, V b) { EACH(a.v[i] * b.v[i]); }
 static inline V v_sub(V a, V b) { EACH(a.v[i] - b.v[i]); }
+static inline V v_max(V a, V b) { EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
 
 static inline float v_fold(V v) {
   for (int half = LANES / 2; half; half /= 2)
     for (int i = 0; i < half; i++) v.v[i] += v.v[i + half];
   return v.v[0];
+}
+
+static inline void v_fold4(float *out, const V *v) {
+  for (int i = 0; i < 4; i++) out[i] = v_fold(v[i]);
 }
 
 static inline V w_load(const fm_dtype t, const char *p) {
@@ -42,7 +47,7 @@ static inline V zero_below(V v, V x) { EACH(x.v[i] < -87 ? 0 : v.v[i]); }
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_plain = { "plain", LANES, gemm, gemv, convert, axpy, exp_sub };
+const fm_simd fm_simd_plain = { "plain", LANES, gemm, gemv, convert, axpy, exp_sub, scale, scale_max };
 
 const fm_simd *fm_simd_choose(void) {
 #if defined(__x86_64__)

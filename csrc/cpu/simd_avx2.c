@@ -17,6 +17,8 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
+#include "cpu/simd_x86.h"
+
 typedef __m256 V;
 enum { LANES = 8, MAX_T = 4, MAX_R = 8, GEMM_T = 3, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 2 };
 
@@ -27,6 +29,7 @@ static inline void v_store(float *p, V v) { _mm256_storeu_ps(p, v); }
 static inline V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 static inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
 static inline V v_sub(V a, V b) { return _mm256_sub_ps(a, b); }
+static inline V v_max(V a, V b) { return _mm256_max_ps(a, b); }
 
 static inline __m256i first(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -39,6 +42,8 @@ static inline float v_fold(V v) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
+
+static inline void v_fold4(float *out, const V *v) { _mm_storeu_ps(out, fold4(v[0], v[1], v[2], v[3])); }
 
 static inline __attribute__((always_inline)) V w_load(const fm_dtype t, const char *p) {
   if (t == FM_BF16)
@@ -63,7 +68,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, gemv, convert, axpy, exp_sub };
+const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, gemv, convert, axpy, exp_sub, scale, scale_max };
 
 #if defined(__clang__)
 #pragma clang attribute pop

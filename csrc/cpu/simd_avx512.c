@@ -17,6 +17,8 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
+#include "cpu/simd_x86.h"
+
 typedef __m512 V;
 enum { LANES = 16, MAX_T = 6, MAX_R = 8, GEMM_T = 6, GEMM_R = 4, GEMV_R1 = 8, GEMV_R2 = 4, GEMV_R4 = 4 };
 
@@ -27,16 +29,22 @@ static inline void v_store(float *p, V v) { _mm512_storeu_ps(p, v); }
 static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 static inline V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
 static inline V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
+static inline V v_max(V a, V b) { return _mm512_max_ps(a, b); }
 
 static inline __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
 static inline V v_load_part(const float *p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
 static inline void v_store_part(float *p, V v, int n) { _mm512_mask_storeu_ps(p, first(n), v); }
 
+static inline __m256 halves(V v) { return _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1)); }
 static inline float v_fold(V v) {
-  __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  __m256 h = halves(v);
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+static inline void v_fold4(float *out, const V *v) {
+  _mm_storeu_ps(out, fold4(halves(v[0]), halves(v[1]), halves(v[2]), halves(v[3])));
 }
 
 static inline __attribute__((always_inline)) V w_load(const fm_dtype t, const char *p) {
@@ -62,7 +70,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub };
+const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub, scale, scale_max };
 
 #if defined(__clang__)
 #pragma clang attribute pop

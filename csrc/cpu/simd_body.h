@@ -1,10 +1,10 @@
 /*
 ** simd_body.h - the loops of fm_simd, written once over a vector type V of LANES floats that the including file defines:
-** v_zero, v_set, v_load, v_load_part (n < LANES, rest zero), v_store, v_store_part, v_fma, v_mul, v_sub, v_fold, w_load (LANES stored
-** weights as f32; f8 times 2^-120), round_near, pow2, zero_below.
+** v_zero, v_set, v_load, v_load_part (n < LANES, rest zero), v_store, v_store_part, v_fma, v_mul, v_sub, v_max (the second where the
+** first is not a number), v_fold, v_fold4, w_load (LANES stored weights as f32; f8 times 2^-120), round_near, pow2, zero_below.
 */
 
-enum { BLOCK = 128 };                    /* f8 scales: columns and rows of a block */
+enum { AHEAD = 8, BLOCK = 128 };                    /* f8 scales: columns and rows of a block */
 
 /* f8 bits moved into an f32 come out times 2^-120. Products undo half of that in the inputs and half in the scale of a block's
    sum: neither leaves f32's range, and powers of two round nothing. Loading keeps scales below 2^7. */
@@ -172,36 +172,49 @@ void gemm_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const float
     UNROLL for (int i = 0; i < nt; i++)
       UNROLL for (int r = 0; r < nr; r++) sum[i][r] = v_fma(acc[i][r], s, sum[i][r]);
   }
+  if (nr == 4) {
+    UNROLL for (int i = 0; i < nt; i++) v_fold4(out + i * ldo, sum[i]);
+    return;
+  }
   UNROLL for (int i = 0; i < nt; i++)
     UNROLL for (int r = 0; r < nr; r++) out[i * ldo + r] = v_fold(sum[i][r]);
 }
 
-/* nt rows of x against all rows of w: GEMM_R at a time, the rest one by one. */
-#define GEMM_ROWS(nt, scale)                                                                           \
-  do {                                                                                                 \
-    int64_t r = 0;                                                                                     \
-    for (; r + GEMM_R <= rows; r += GEMM_R)                                                            \
-      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, nt, GEMM_R);      \
-    for (; r < rows; r++)                                                                              \
-      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, nt, 1);           \
+_Static_assert(GEMM_R == 4, "sums are folded by fours");
+
+/* Rows r .. r + nr - 1 of w against all rows of x: GEMM_T at a time, the rest by twos. */
+#define GEMM_ROWS(nr, scale)                                                                            \
+  do {                                                                                                  \
+    int64_t i = 0;                                                                                      \
+    for (; i + GEMM_T <= n; i += GEMM_T)                                                                \
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, GEMM_T, nr);       \
+    for (; GEMM_T > 2 && i + 2 <= n; i += 2)                                                            \
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, 2, nr);            \
+    for (; i < n; i++)                                                                                  \
+      gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, 1, nr);            \
   } while (0)
 
 static void gemm_plain(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
                        int64_t rows, int64_t k) {
-  int64_t i = 0;
-  for (; i + GEMM_T <= n; i += GEMM_T) GEMM_ROWS(GEMM_T, NULL);
-  for (; i < n; i++) GEMM_ROWS(1, NULL);
+  int64_t r = 0;
+  for (; r + GEMM_R <= rows; r += GEMM_R) {
+    // a cache's page comes from memory: its rows are asked for well ahead
+    const char *ahead = (const char *)(w + (r + AHEAD) * ldw);
+    for (int64_t j = 0; j < GEMM_R * ldw * 4 && r + AHEAD < rows; j += 64) __builtin_prefetch(ahead + j);
+    GEMM_ROWS(GEMM_R, NULL);
+  }
+  for (; r < rows; r++) GEMM_ROWS(1, NULL);
 }
 
 static void gemm(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
                  int64_t rows, int64_t k, const float *scale) {
-  int64_t i = 0;
+  int64_t r = 0;
   if (!scale) {
     gemm_plain(out, ldo, x, ldx, n, w, ldw, rows, k);
     return;
   }
-  for (; i + GEMM_T <= n; i += GEMM_T) GEMM_ROWS(GEMM_T, scale);
-  for (; i < n; i++) GEMM_ROWS(1, scale);
+  for (; r + GEMM_R <= rows; r += GEMM_R) GEMM_ROWS(GEMM_R, scale);
+  for (; r < rows; r++) GEMM_ROWS(1, scale);
 }
 
 static inline __attribute__((always_inline))
@@ -253,4 +266,30 @@ static void exp_sub(float *out, const float *x, float m, int64_t n) {
     int left = (int)(n - j);
     v_store_part(out + j, v_exp(v_sub(v_load_part(x + j, left), mv)), left);
   }
+}
+
+static void scale(float *x, float a, int64_t n) {
+  V av = v_set(a);
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) v_store(x + j, v_mul(av, v_load(x + j)));
+  for (; j < n; j++) x[j] *= a;
+}
+
+static float scale_max(float *x, float a, float max, int64_t n) {
+  V av = v_set(a), most = v_set(max);
+  float lane[LANES];
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) {
+    V v = v_mul(av, v_load(x + j));
+    most = v_max(v, most);
+    v_store(x + j, v);
+  }
+  for (; j < n; j++) {
+    x[j] *= a;
+    if (x[j] > max) max = x[j];
+  }
+  v_store(lane, most);
+  for (int l = 0; l < LANES; l++)
+    if (lane[l] > max) max = lane[l];
+  return max;
 }
