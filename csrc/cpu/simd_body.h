@@ -182,11 +182,12 @@ void gemm_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const float
 
 _Static_assert(GEMM_R == 4, "sums are folded by fours");
 
-/* Rows r .. r + nr - 1 of w against all rows of x: GEMM_T at a time, the rest by twos. */
+/* Rows r .. r + nr - 1 of w against all rows of x: GEMM_T at a time, the rest by twos; four left go so too, since a tile of one
+   takes as long as one of two. */
 #define GEMM_ROWS(nr, scale)                                                                            \
   do {                                                                                                  \
     int64_t i = 0;                                                                                      \
-    for (; i + GEMM_T <= n; i += GEMM_T)                                                                \
+    for (; i + GEMM_T <= n && (GEMM_T != 3 || n - i != 4); i += GEMM_T)                                 \
       gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, GEMM_T, nr);       \
     for (; GEMM_T > 2 && i + 2 <= n; i += 2)                                                            \
       gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, 2, nr);            \
