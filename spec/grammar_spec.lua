@@ -497,6 +497,11 @@ describe("a model of random weights", function()
       o.mtp = false
       local plain = assert(model:generate({ 0, 5, 9 }, o))
       assert.same(plain.ids, r.ids)
+      if seed % 4 == 0 then                        -- with probabilities the host draws, not the device
+        o.logprobs = 0
+        assert.same(plain.ids, assert(model:generate({ 0, 5, 9 }, o)).ids)
+        o.logprobs = nil
+      end
       drafted = drafted + r.usage.accepted
       if r.finish == "stop" then
         whole = whole + 1
@@ -573,6 +578,16 @@ describe("sessions with schemas", function()
     assert.equal(2, #s:messages())
     local again = assert(s:json "And 2 + 2?")     -- any JSON
     assert.is_not_nil(again)
+  end)
+
+  it("say the same whether the device draws or the host's sampler", function()
+    for seed = 1, 6 do
+      local s <close> = assert(model:session { seed = seed })
+      local o = { schema = { answer = "integer", sure = "boolean" }, temperature = 1, max_tokens = 200 }
+      local drawn = assert(s:fork():ask("What is 17 + 25?", o):wait())
+      o.logprobs = 0
+      assert.same(drawn.ids, assert(s:ask("What is 17 + 25?", o):wait()).ids)
+    end
   end)
 
   it("tell when no document fits", function()
