@@ -104,6 +104,10 @@ static void cuda_copy(fm_device *dev, void *dst, const void *src, int64_t size) 
   cudaMemcpyAsync(dst, src, (size_t)size, cudaMemcpyDeviceToDevice, ((fm_cuda *)dev)->stream);
 }
 
+static void cuda_clear(fm_device *dev, void *dst, int64_t size) {
+  cudaMemsetAsync(dst, 0, (size_t)size, ((fm_cuda *)dev)->stream);
+}
+
 static void cuda_enter(fm_device *dev) { cudaSetDevice(((fm_cuda *)dev)->index); }
 static void cuda_leave(fm_device *dev) { (void)dev; }
 
@@ -319,7 +323,7 @@ const fm_backend *fm_backend_open_cuda(void) {
   t.cache_dtypes = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3;
   t.chunk = 4096;
   t.open = cuda_open, t.close = cuda_close, t.memory = cuda_memory, t.info = cuda_info;
-  t.alloc = cuda_alloc, t.release = cuda_release, t.copy = cuda_copy, t.enter = cuda_enter, t.leave = cuda_leave;
+  t.alloc = cuda_alloc, t.release = cuda_release, t.copy = cuda_copy, t.clear = cuda_clear, t.enter = cuda_enter, t.leave = cuda_leave;
   t.upload = cuda_upload, t.download = cuda_download, t.poll = cuda_poll, t.stage = cuda_stage, t.send = cuda_send;
   t.record = cuda_record, t.play = cuda_play;
   t.draw = guarded<fm_cuda_draw>::call;

@@ -13,7 +13,7 @@ local libraries = {
   ["lua.h"] = knows_lua, ["lauxlib.h"] = knows_lua, ["lualib.h"] = knows_lua,
   ["curl/curl.h"] = "^csrc/net/client%.c$", ["microhttpd.h"] = "^csrc/net/[es][erx][a-z]*%.[ch]$",
   ["pcre2.h"] = "^csrc/io/tokenizer%.c$", ["utf8proc.h"] = "^csrc/io/tokenizer%.c$",
-  ["immintrin.h"] = "^csrc/cpu/", ["pthread.h"] = "^csrc/base/pool%.c$",
+  ["immintrin.h"] = "^csrc/cpu/", ["pthread.h"] = { "^csrc/base/pool%.c$", "^csrc/base/hub%.c$" },
 }
 
 local function files(pattern)

@@ -76,6 +76,11 @@ static void cpu_copy(fm_device *d, void *dst, const void *src, int64_t size) {
   memcpy(dst, src, (size_t)size);
 }
 
+static void cpu_clear(fm_device *d, void *dst, int64_t size) {
+  (void)d;
+  memset(dst, 0, (size_t)size);
+}
+
 static void cpu_enter(fm_device *d) { fm_pool_enter(((fm_cpu *)d)->pool); }
 static void cpu_leave(fm_device *d) { fm_pool_leave(((fm_cpu *)d)->pool); }
 
@@ -84,11 +89,12 @@ const fm_backend *fm_cpu_backend(void) {
     .abi = FM_BACKEND_ABI, .name = "cpu",
     .arithmetic = 1u << FM_F32, .cache_dtypes = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3, .chunk = 512,
     .open = cpu_open, .close = cpu_close, .memory = cpu_memory, .info = cpu_info, .pin = cpu_pin,
-    .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .enter = cpu_enter, .leave = cpu_leave,
+    .alloc = cpu_alloc, .release = cpu_release, .copy = cpu_copy, .clear = cpu_clear, .enter = cpu_enter, .leave = cpu_leave,
     .embed = fm_cpu_embed, .rms_norm = fm_cpu_rms_norm, .matmul = fm_cpu_matmul, .rope = fm_cpu_rope,
     .cache_store = fm_cpu_cache_store, .turn = fm_cpu_turn, .mla_store = fm_cpu_mla_store,
     .mla_prompt = fm_cpu_mla_prompt, .mla_decode = fm_cpu_mla_decode, .gqa = fm_cpu_gqa,
-    .draw = fm_cpu_draw, .route = fm_cpu_route, .experts = fm_cpu_experts,
+    .draw = fm_cpu_draw, .route = fm_cpu_route, .experts = fm_cpu_experts, .combine = fm_cpu_combine,
+    .comm = &fm_cpu_collectives,
   };
   return &table;
 }

@@ -80,5 +80,8 @@ fm_status fm_cpu_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const fl
                        const fm_route *r, int64_t n);
 fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
                          const fm_experts *e, int64_t n);
+fm_status fm_cpu_combine(fm_ctx *c, float *out, const float *y, const int32_t *slot, const float *topk_weight, int64_t n,
+                         int64_t top_k, int64_t hidden_size);
+extern const fm_collectives fm_cpu_collectives;
 
 #endif

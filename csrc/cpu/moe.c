@@ -159,6 +159,7 @@ static void gather_row(void *arg, int64_t item, int worker) {
     memcpy(j->rows + j->slot[s] * d, j->x + item * d, (size_t)d * sizeof *j->x);
 }
 
+/* Row `item` of out: what its slots' answers add to it, slot by slot. */
 static void combine_row(void *arg, int64_t item, int worker) {
   const experts_job *j = arg;
   int64_t d = j->e->hidden_size, k = j->e->top_k;
@@ -268,6 +269,19 @@ fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *t
   if (n == 0) return FM_OK;
   fm_mark mark = fm_arena_mark(&c->arena);
   fm_status status = experts(c, out, x, topk_id, topk_weight, e, n);
+  fm_arena_release(&c->arena, mark);
+  return status;
+}
+
+fm_status fm_cpu_combine(fm_ctx *c, float *out, const float *y, const int32_t *slot, const float *topk_weight, int64_t n,
+                         int64_t top_k, int64_t hidden_size) {
+  fm_cpu *d = (fm_cpu *)c->dev;
+  fm_experts e = { .top_k = top_k, .hidden_size = hidden_size };
+  experts_job j = { .e = &e, .simd = d->simd, .out = out, .weight = topk_weight, .n = n, .slot = (int32_t *)(uintptr_t)slot,
+                    .rows = (float *)(uintptr_t)y };
+  fm_mark mark = fm_arena_mark(&c->arena);
+  fm_status status = take(c, &j.sum, fm_pool_threads(d->pool) * hidden_size, sizeof *j.sum);
+  if (status == FM_OK) fm_pool_for(d->pool, n, combine_row, &j);
   fm_arena_release(&c->arena, mark);
   return status;
 }

@@ -21,6 +21,7 @@
 
 typedef struct fm_device fm_device;
 typedef struct fm_backend fm_backend;
+typedef struct fm_collectives fm_collectives;   /* op/comm.h */
 
 /* One rank's working state; never shared between threads. */
 typedef struct fm_ctx {
@@ -165,6 +166,7 @@ struct fm_backend {
   fm_status (*alloc)(fm_device *d, void **out, int64_t size, fm_error *err);  /* 64-byte aligned */
   void      (*release)(fm_device *d, void *p);
   void      (*copy)(fm_device *d, void *dst, const void *src, int64_t size);  /* within the device */
+  void      (*clear)(fm_device *d, void *dst, int64_t size);   /* zeros */
   void      (*enter)(fm_device *d);      /* around the operations of one slice of work; nests */
   void      (*leave)(fm_device *d);
 
@@ -222,6 +224,12 @@ struct fm_backend {
      x, out (n, hidden_size); the same only with a norm */
   fm_status (*experts)(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
                        const fm_experts *e, int64_t n);
+  /* The last step of experts, for answers that came from elsewhere: out[i] += sum over k of topk_weight[i,k] * y[slot[i,k]], slots in
+     order; out (n, hidden_size), y rows of hidden_size, slot (n, top_k). The same bits as experts gives. */
+  fm_status (*combine)(fm_ctx *c, float *out, const float *y, const int32_t *slot, const float *topk_weight, int64_t n,
+                       int64_t top_k, int64_t hidden_size);
+
+  const fm_collectives *comm;            /* NULL: such devices do not work together */
 };
 
 struct fm_device { const fm_backend *ops; };    /* first member of every device's own struct */

@@ -288,3 +288,11 @@ fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *to
   TRY(c->ops->experts(c, out, x, topk_id, topk_weight, e, n));
   return look(c, "experts", out, e->hidden_size, 0, n, e->hidden_size);
 }
+
+fm_status fm_op_combine(fm_ctx *c, float *out, const float *y, const int32_t *slot, const float *topk_weight, int64_t n,
+                        int64_t top_k, int64_t hidden_size) {
+  CHECK(n >= 0 && top_k > 0 && hidden_size > 0 && (n == 0 || (out && y && slot && topk_weight)), "combine: %lld rows of %lld, or a NULL",
+        LL(n), LL(hidden_size));
+  if (n) TRY(c->ops->combine(c, out, y, slot, topk_weight, n, top_k, hidden_size));
+  return look(c, "combine", out, hidden_size, 0, n, hidden_size);
+}

@@ -1,0 +1,43 @@
+/*
+** comm.h - what ranks say to each other: the collectives a device offers.
+** Ranks form groups; a rank's end of a group is its fm_comm. All ranks of a group call the same collectives in the same order, with
+** sizes that agree. A rank that fails aborts the hub, and the others' calls return FM_EDEVICE; so they do when somebody does not come
+** within the hub's limit. Data is the device's memory; sizes are host memory. Results do not hang on who comes first.
+*/
+#ifndef FM_OP_COMM_H
+#define FM_OP_COMM_H
+
+#include "base/hub.h"
+#include "op/backend.h"
+
+typedef struct fm_group fm_group;      /* what its ranks share; a device's own */
+typedef struct fm_comm fm_comm;
+
+struct fm_collectives {
+  fm_status (*found)(fm_group **out, fm_hub *hub, int n, fm_error *err);
+  void      (*dissolve)(fm_group *g);                        /* when all have left */
+  fm_status (*join)(fm_comm **out, fm_group *g, fm_device *dev, int me, fm_error *err);
+  void      (*leave)(fm_comm *m);
+
+  fm_status (*barrier)(fm_ctx *c, fm_comm *m);
+  /* x[i] += part of rank 0 [i] + part of rank 1 [i] + ..., i < len, summed in this order: every rank gets the same bits. */
+  fm_status (*all_reduce)(fm_ctx *c, fm_comm *m, float *x, const float *part, int64_t len);
+  /* out: the parts of all ranks one behind the other, size[r] bytes each; `mine` may already stand in its place there. */
+  fm_status (*all_gather)(fm_ctx *c, fm_comm *m, void *out, const void *mine, const int64_t *size);
+  /* in: parts for rank 0, 1, ..., in_size[r] bytes each, one behind the other; out: those that the ranks have for this one. */
+  fm_status (*all_to_all)(fm_ctx *c, fm_comm *m, void *out, const int64_t *out_size, const void *in, const int64_t *in_size);
+  fm_status (*broadcast)(fm_ctx *c, fm_comm *m, void *data, int64_t size, int root);
+};
+
+/* The front door: a NULL comm is a group of one. */
+int       fm_comm_size(const fm_comm *m);
+int       fm_comm_me(const fm_comm *m);
+fm_status fm_op_barrier   (fm_ctx *c, fm_comm *m);
+fm_status fm_op_all_reduce(fm_ctx *c, fm_comm *m, float *x, const float *part, int64_t len);
+fm_status fm_op_all_gather(fm_ctx *c, fm_comm *m, void *out, const void *mine, const int64_t *size);
+fm_status fm_op_all_to_all(fm_ctx *c, fm_comm *m, void *out, const int64_t *out_size, const void *in, const int64_t *in_size);
+fm_status fm_op_broadcast (fm_ctx *c, fm_comm *m, void *data, int64_t size, int root);
+
+struct fm_comm { int me, n; };          /* first member of every device's own struct */
+
+#endif
