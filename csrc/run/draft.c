@@ -3,14 +3,15 @@
 **
 ** "auto" compares, for each depth k, the ids that a step is expected to bring, 1 + p + .. + p^k for a share p of right drafts,
 ** with what it costs: a decoding pass of n (1 + k) rows and k drafting passes of n. Costs are those of passes that were run, by
-** rows; one that was not is taken to cost what fewer rows did, so that it is tried.
+** rows; one that was not is taken to cost what fewer rows did, so that it is tried. Costs waver by some percent, so drafts have to
+** promise more than that; and a look at another depth that changes nothing is followed by a longer time without.
 */
 #include <string.h>
 
 #include "run/engine.h"
 
 enum {
-  PROBE = 256,                           /* decoding passes after which "auto" looks at one draft more or less, */
+  PROBE = 256, PROBE_MOST = 8192,        /* decoding passes after which "auto" looks at one draft more or less: at first, at most, */
   LOOK = 12,                             /* and for how many; */
   SIGHT = 8                              /* drafts made with fewer MTP rows in sight, behind a gap, do not count */
 };
@@ -60,15 +61,31 @@ static double speed(const fm_model *m, int64_t n, int k) {
   return ms > 0 ? (double)n * ids / ms : 0;
 }
 
+/* The depth that promises most for n tasks: any drafts at all, a twentieth more than none. */
+static int best_depth(const fm_model *m, int64_t n) {
+  int best = 0;
+  double most = 1.05 * speed(m, n, 0);
+  for (int k = 1; k <= FM_AUTO_DRAFTS; k++) {
+    double now = speed(m, n, k);
+    if (now > most) best = k, most = now;
+  }
+  return best;
+}
+
 void fm_draft_pace(fm_model *m, int64_t n) {
   fm_pace *p = &m->pace;
-  int best = 0;
   if (!m->drafts || !n) return;
-  for (int k = 1; k <= FM_AUTO_DRAFTS; k++)
-    if (speed(m, n, k) > speed(m, n, best)) best = k;
-  p->probe = (p->probe + 1) % (PROBE + LOOK);
-  if (p->probe >= PROBE) best += best < FM_AUTO_DRAFTS ? 1 : -1;
-  p->depth = best;
+  int best = best_depth(m, n);
+  if (best != p->best || !p->gap) p->gap = PROBE;
+  p->best = best;
+  if (p->look) {
+    p->look--;
+  } else if (++p->since >= p->gap) {
+    p->since = 0;
+    p->gap = p->gap * 2 < PROBE_MOST ? p->gap * 2 : PROBE_MOST;
+    p->look = LOOK;
+  }
+  p->depth = p->look ? best + (best < FM_AUTO_DRAFTS ? 1 : -1) : best;
 }
 
 /* ---- drafts ------------------------------------------------------------------------------------------ */

@@ -89,7 +89,8 @@ typedef struct fm_pace {
   double key_rows;                       /* what a cached token costs each pass of a prompt behind it, in rows: see fm_sched_keys */
   double pass_ms[2][16];                 /* a whole pass by rows (draft.c): decoding, drafting */
   double accept;                         /* share of drafts that were right */
-  int depth, probe;                      /* drafts a step that "auto" makes now; decodings since it looked at another depth */
+  int depth, best;                       /* drafts a step that "auto" makes now; that seem best, which a look may differ from */
+  int since, gap, look;                  /* decodings since the last look, between two, left of this one */
 } fm_pace;
 
 struct fm_model {

@@ -1,5 +1,8 @@
 -- Many at once, on pocket: throughput of 64 sessions, a judge's common prefix, drafts under load, frame steps, cancelling.
 -- usage: lua5.4 examples/bench/engine.lua [batch] [judge] [drafts] [frames] [cancel] [--device cpu|cuda] [--threads N] [--model DIR]
+local here = arg[0]:match "^(.*/)" or "./"
+package.path = here .. "../../lua/?.lua;" .. here .. "../../lua/?/init.lua;" .. package.path
+package.cpath = package.cpath .. ";" .. here .. "../../build/?.so"
 local fathom = require "fathom"
 local now = require("fathom.core").now
 
