@@ -23,7 +23,7 @@ fm_status fm_block_gqa(fm_pass *p, const fm_layer *l) {
   fm_rope turn = fm_pass_rope(p, hd);
   TRY(fm_op_rope(c, q, heads * hd, heads, hd, p->n, &turn));
   TRY(fm_op_rope(c, kv, 2 * kv_dim, g->num_key_value_heads, hd, p->n, &turn));
-  fm_cache cache = fm_kv_layer(p->net->kv, p->layer);
+  fm_cache cache = fm_kv_layer(p->net->kv, p->net->part, p->layer);
   TRY(fm_op_cache_store(c, &cache, p->prompt, p->n_span, kv, 2 * kv_dim));
   fm_attn a = { .cache = &cache, .span = p->prompt, .n_spans = p->n_span, .q = q, .ldq = heads * hd, .out = o,
                 .ldo = heads * hd, .n_heads = heads, .n_kv_heads = g->num_key_value_heads, .nope = hd,

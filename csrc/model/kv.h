@@ -10,19 +10,31 @@
 #include "io/config.h"
 #include "op/op.h"
 
-typedef struct fm_kv {
+/* What one rank keeps of the pages of its group. */
+typedef struct fm_kv_part {
   fm_ctx *c;
-  char *data;
-  int64_t n_pages, n_free, width, latent, layer_size, page_size;   /* sizes in bytes */
+  int group;
+  int64_t layer, n_layers;      /* which layers */
+  int slice, n_slices;          /* which heads of GQA's; MLA: 0 of 1 */
+  char *data;                   /* made by fm_kv_new, as are the sizes of a layer and a page in bytes */
+  int64_t width, layer_size, page_size;
+} fm_kv_part;
+
+typedef struct fm_kv {
+  fm_kv_part *part;
+  int n_parts, n_groups;
+  int64_t n_pages, n_free, width, latent, layer_size, page_size;   /* in all; of whole rows, layers, pages, in bytes */
   int64_t n_layers;
   fm_dtype dtype;
-  int32_t *refs, *free_list;
+  int32_t *refs, *free_list;    /* free pages of a group stand from its first page's place on */
+  int64_t *group_free;          /* (n_groups) how many */
   uint32_t *seen, look;         /* pages met since fm_kv_count_begin */
 } fm_kv;
 
 typedef struct fm_kv_seq {
   int32_t *pages;
   int64_t n_pages, cap;
+  int group;                    /* whose pages they are; free to change while there are none */
   int64_t len;                  /* tokens of the main layers that are there */
   int64_t mtp_first, mtp_len;   /* indices [mtp_first, mtp_len) of the MTP layer are there */
   int64_t shift;                /* index j is rotated as position j + shift */
@@ -34,8 +46,13 @@ typedef struct fm_kv_seq {
 int64_t   fm_kv_page_size(const fm_config *cfg, fm_dtype dtype, bool mtp);
 fm_status fm_kv_new (fm_kv **out, fm_ctx *c, const fm_config *cfg, fm_dtype dtype, bool mtp, int64_t n_pages,
                      fm_error *err);
+/* n_parts parts of n_groups groups; n_pages is a multiple of n_groups. */
+fm_status fm_kv_new_parts(fm_kv **out, const fm_kv_part *part, int n_parts, int n_groups, const fm_config *cfg, fm_dtype dtype,
+                          bool mtp, int64_t n_pages, fm_error *err);
 void      fm_kv_free(fm_kv *kv);
-fm_cache  fm_kv_layer(const fm_kv *kv, int64_t layer);
+/* A layer that part i keeps. */
+fm_cache  fm_kv_layer(const fm_kv *kv, int i, int64_t layer);
+int       fm_kv_group(const fm_kv *kv, int32_t page);
 
 /* Makes indices [from, to) writable: takes pages, copies shared ones. FM_ELIMIT when pages run out (nothing is lost). */
 fm_status fm_kv_reserve(fm_kv *kv, fm_kv_seq *s, int64_t from, int64_t to, fm_error *err);

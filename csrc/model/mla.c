@@ -33,7 +33,7 @@ fm_status fm_block_mla(fm_pass *p, const fm_layer *l) {
   TRY(fm_scratch(c, &kv, p->n, g->kv_lora_rank + g->qk_rope_head_dim));
   TRY(fm_scratch(c, &o, p->n, heads * g->v_head_dim));
   TRY(project(p, l, q, kv));
-  fm_cache cache = fm_kv_layer(p->net->kv, p->layer);
+  fm_cache cache = fm_kv_layer(p->net->kv, p->net->part, p->layer);
   fm_rope turn = fm_pass_rope(p, g->qk_rope_head_dim);
   fm_attn a = { .cache = &cache, .span = p->prompt, .n_spans = p->n_span, .q = q, .ldq = heads * qk, .out = o,
                 .ldo = heads * g->v_head_dim, .n_heads = heads, .nope = g->qk_nope_head_dim,

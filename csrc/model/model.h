@@ -18,6 +18,7 @@ typedef struct fm_net {
   const fm_config *cfg;
   const fm_weights *w;
   fm_kv *kv;
+  int part;                            /* of kv, where its rank's rows are */
   fm_ctx *c;
   fm_ctx *host;                        /* the CPU, where routed experts are computed; NULL: the device has them too */
   int64_t n_positions;                 /* the longest that a sequence may become */

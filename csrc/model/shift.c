@@ -10,34 +10,45 @@
 
 #include "model/model.h"
 
-/* The rotated part of a cache row. */
-static void rotary(const fm_config *g, fm_turn *t) {
+/* The rotated part of a cache row that is `width` wide. */
+static void rotary(const fm_config *g, int64_t width, fm_turn *t) {
   bool gqa = g->family == FM_QWEN2;
   t->at = gqa ? 0 : g->kv_lora_rank;
-  t->n_heads = gqa ? g->num_key_value_heads : 1;
+  t->n_heads = gqa ? width / (2 * g->head_dim) : 1;
   t->dim = gqa ? g->head_dim : g->qk_rope_head_dim;
   t->interleaved = g->rope_interleave;
 }
 
-/* Turns rows [a, b) by `delta` positions, in all layers; of the MTP layer those that are there. */
+/* Rows [a, b) of one layer that a part keeps; of the MTP layer those that are there. */
+static fm_status turn_layer(fm_net *net, const fm_kv_seq *s, fm_turn *t, int part, int64_t layer, int64_t a, int64_t b) {
+  bool mtp = layer >= net->cfg->num_hidden_layers;
+  fm_cache cache = fm_kv_layer(net->kv, part, layer);
+  int64_t end = mtp && s->mtp_len < b ? s->mtp_len : b;
+  rotary(net->cfg, cache.width, t);
+  t->cache = &cache;
+  t->index = mtp && s->mtp_first > a ? s->mtp_first : a;
+  t->n = end - t->index;
+  return t->n > 0 ? fm_op_turn(net->kv->part[part].c, t) : FM_OK;
+}
+
+/* Turns rows [a, b) by `delta` positions, in all layers. */
 static fm_status turn_rows(fm_net *net, const fm_kv_seq *s, const int32_t *from, int64_t a, int64_t b, int64_t delta,
-                           const double *freq, double *cos_sin) {
-  const fm_config *g = net->cfg;
+                           const double *freq, double *cos_sin, fm_error *err) {
   fm_turn t = { .from = from, .to = s->pages };
-  rotary(g, &t);
+  rotary(net->cfg, net->kv->width, &t);
   for (int64_t i = 0; i < t.dim / 2; i++) {
     cos_sin[i] = cos((double)delta * freq[i]);
     cos_sin[t.dim / 2 + i] = sin((double)delta * freq[i]);
   }
   t.cos = cos_sin, t.sin = cos_sin + t.dim / 2;
-  for (int64_t l = 0; l < net->kv->n_layers; l++) {
-    bool mtp = l >= g->num_hidden_layers;
-    fm_cache cache = fm_kv_layer(net->kv, l);
-    int64_t end = mtp && s->mtp_len < b ? s->mtp_len : b;
-    t.cache = &cache;
-    t.index = mtp && s->mtp_first > a ? s->mtp_first : a;
-    t.n = end - t.index;
-    if (t.n > 0) TRY(fm_op_turn(net->c, &t));
+  for (int i = 0; i < net->kv->n_parts; i++) {
+    const fm_kv_part *p = &net->kv->part[i];
+    if (p->group != s->group) continue;
+    for (int64_t l = p->layer; l < p->layer + p->n_layers; l++) {
+      fm_status status = turn_layer(net, s, &t, i, l, a, b);
+      if (status != FM_OK && err) *err = p->c->err;
+      TRY(status);
+    }
   }
   return FM_OK;
 }
@@ -47,19 +58,18 @@ static fm_status turn_all(fm_net *net, fm_kv_seq *s, int64_t n, const double *fr
   fm_status status = FM_OK;
   if (to + net->n_positions > net->n_turns) {
     TRY(fm_kv_reserve(net->kv, s, keep, rows, err));
-    status = turn_rows(net, s, s->pages, keep, rows, -to, freq, cos_sin);
+    status = turn_rows(net, s, s->pages, keep, rows, -to, freq, cos_sin, err);
     to = 0;
   }
-  if (status == FM_OK && keep) status = turn_rows(net, s, s->kept, 0, keep, to - s->kept_shift, freq, cos_sin);
+  if (status == FM_OK && keep) status = turn_rows(net, s, s->kept, 0, keep, to - s->kept_shift, freq, cos_sin, err);
   s->shift = to;
-  if (status != FM_OK && err) *err = net->c->err;
   return status;
 }
 
 fm_status fm_net_shift(fm_net *net, fm_kv_seq *s, int64_t keep, int64_t n, fm_error *err) {
   fm_turn part;
   double amplitude;
-  rotary(net->cfg, &part);
+  rotary(net->cfg, net->kv->width, &part);
   double *freq = fm_array(2 * part.dim, sizeof *freq);      // and room for a cosine and a sine of each
   if (!freq) return fm_no_memory(err, 2 * part.dim * (int64_t)sizeof *freq);
   fm_config_inv_freq(net->cfg, freq, &amplitude);

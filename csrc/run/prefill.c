@@ -24,7 +24,7 @@ static bool has_twin(const fm_model *m, const fm_task *t) {
   if (!m->prefix || s->inexact || s->kv.len / FM_PAGE != page) return false;
   for (const fm_task *u = m->tasks; u; u = u->next) {
     const fm_session *o = u->s;
-    if (u == t || !u->running || o->inexact || o->node != s->node || !fm_task_prefilling(u)) continue;
+    if (u == t || !u->running || o->inexact || o->node != s->node || o->kv.group != s->kv.group || !fm_task_prefilling(u)) continue;
     if (o->kv.len / FM_PAGE != page || (o->kv.len <= s->kv.len && !in_pass(&m->work.now, u))) continue;
     int64_t end = page * FM_PAGE + fm_text_common(text_of(o), fm_task_goal(u), text_of(s), s->n - 1, page);
     if (end - s->kv.len >= FM_PAGE / 2) return true;

@@ -23,7 +23,7 @@ struct fm_node {
 
 struct fm_prefix {
   fm_kv *kv;
-  fm_node *child;                        /* first pages */
+  fm_node **child;                       /* (groups) first pages */
   fm_node *newest, *oldest;
   int64_t n_nodes, most, hidden_size;
   uint64_t *clock;
@@ -33,6 +33,11 @@ fm_status fm_prefix_new(fm_prefix **out, fm_kv *kv, int64_t pages, int64_t hidde
   fm_prefix *p = fm_zalloc(sizeof *p);
   if (!p) return fm_no_memory(err, sizeof *p);
   *p = (fm_prefix){ .kv = kv, .most = pages, .hidden_size = hidden_size, .clock = clock };
+  p->child = fm_array(kv->n_groups, sizeof(fm_node *));
+  if (!p->child) {
+    fm_free(p);
+    return fm_no_memory(err, kv->n_groups * (int64_t)sizeof(fm_node *));
+  }
   *out = p;
   return FM_OK;
 }
@@ -64,11 +69,11 @@ static void touch(fm_prefix *p, fm_node *n) {
   }
 }
 
-static fm_node **children(fm_prefix *p, fm_node *parent) { return parent ? &parent->child : &p->child; }
+static fm_node **children(fm_prefix *p, fm_node *parent, int group) { return parent ? &parent->child : &p->child[group]; }
 
 static void drop(fm_prefix *p, fm_node *n) {
   if (n->prev) n->prev->next = n->next;
-  else *children(p, n->parent) = n->next;
+  else *children(p, n->parent, fm_kv_group(p->kv, n->page)) = n->next;
   if (n->next) n->next->prev = n->prev;
   list_out(p, n);
   fm_kv_release(p->kv, n->page);
@@ -89,6 +94,7 @@ void fm_prefix_clear(fm_prefix *p) {
 
 void fm_prefix_free(fm_prefix *p) {
   fm_prefix_clear(p);
+  if (p) fm_free(p->child);
   fm_free(p);
 }
 
@@ -121,10 +127,10 @@ int64_t fm_text_common(fm_text a, int64_t n_a, fm_text b, int64_t n_b, int64_t p
 }
 
 /* The child of `parent` that agrees longest with rows [at, at + n) of t; *len tells how long. */
-static fm_node *best_child(fm_prefix *p, fm_node *parent, fm_text t, int64_t at, int64_t n, int64_t *len) {
+static fm_node *best_child(fm_prefix *p, int group, fm_node *parent, fm_text t, int64_t at, int64_t n, int64_t *len) {
   fm_node *best = NULL;
   *len = 0;
-  for (fm_node *c = *children(p, parent); c; c = c->next) {
+  for (fm_node *c = *children(p, parent, group); c; c = c->next) {
     int64_t same = common(c->ids, c->roles, t.ids + at, t.roles + at, n < c->n ? n : c->n);
     if (same > *len) best = c, *len = same;
     if (same == n) break;
@@ -145,7 +151,7 @@ bool fm_prefix_take(fm_prefix *p, fm_kv_seq *seq, fm_node **at, fm_text t, int64
   fm_node *n = *at, *deepest = NULL;
   int64_t len = fm_node_end(n), start = len, pages = 0, same;
   while (len < most && len % FM_PAGE == 0) {
-    fm_node *c = best_child(p, n, t, len, most - len, &same);
+    fm_node *c = best_child(p, seq->group, n, t, len, most - len, &same);
     if (!c) break;
     deepest = c;
     len += same;
@@ -176,11 +182,11 @@ static bool make_room(fm_prefix *p) {
   return p->n_nodes < p->most;
 }
 
-static fm_node *new_node(fm_prefix *p, fm_node *parent, int64_t number) {
+static fm_node *new_node(fm_prefix *p, int group, fm_node *parent, int64_t number) {
   if (!make_room(p)) return NULL;
   fm_node *n = fm_zalloc((int64_t)sizeof *n + p->hidden_size * (int64_t)sizeof(float));
   if (!n) return NULL;
-  fm_node **first = children(p, parent);
+  fm_node **first = children(p, parent, group);
   n->parent = parent;
   n->number = number;
   n->page = -1;
@@ -216,8 +222,8 @@ void fm_prefix_mark_mtp(fm_node *at, const fm_kv_seq *seq) {
 
 bool fm_prefix_put(fm_prefix *p, const fm_kv_seq *seq, fm_node **at, fm_text t, int64_t end, const float *h) {
   int64_t start = fm_node_end(*at), rows = end - start, same;
-  fm_node *n = best_child(p, *at, t, start, rows, &same);
-  if (!n || (same < rows && same < n->n)) n = new_node(p, *at, start / FM_PAGE);
+  fm_node *n = best_child(p, seq->group, *at, t, start, rows, &same);
+  if (!n || (same < rows && same < n->n)) n = new_node(p, seq->group, *at, start / FM_PAGE);
   if (!n) return false;
   if (n->n < rows) fill(p, n, seq, t, rows);       // a begun page that goes on is the same node
   if (h && n->n == rows && !n->has_h && p->hidden_size) {
@@ -232,15 +238,15 @@ bool fm_prefix_put(fm_prefix *p, const fm_kv_seq *seq, fm_node **at, fm_text t, 
 
 /* ---- giving up ------------------------------------------------------------------------------------------------ */
 
-static fm_node *oldest_alone(const fm_prefix *p) {
+static fm_node *oldest_alone(const fm_prefix *p, int group) {
   fm_node *n = p ? p->oldest : NULL;
-  while (n && (!is_leaf(n) || p->kv->refs[n->page] > 1)) n = n->newer;
+  while (n && (!is_leaf(n) || p->kv->refs[n->page] > 1 || fm_kv_group(p->kv, n->page) != group)) n = n->newer;
   return n;
 }
 
-uint64_t fm_prefix_oldest(const fm_prefix *p) {
-  const fm_node *n = oldest_alone(p);
+uint64_t fm_prefix_oldest(const fm_prefix *p, int group) {
+  const fm_node *n = oldest_alone(p, group);
   return n ? n->used : UINT64_MAX;
 }
 
-void fm_prefix_evict(fm_prefix *p) { drop(p, oldest_alone(p)); }
+void fm_prefix_evict(fm_prefix *p, int group) { drop(p, oldest_alone(p, group)); }

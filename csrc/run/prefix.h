@@ -1,7 +1,7 @@
 /*
 ** prefix.h - tree of cached prefixes over kv pages, with a byte budget.
 ** A node is one page: the ids and roles that stand in it, and, by the path that leads to it, all that stands before. Whoever has the
-** same ids in the same roles takes its page. Inner nodes are whole pages; a leaf may be a begun one. Owner: fm_prefix owns its
+** same ids in the same roles takes its page; each group of ranks (kv.h) has a tree of its own. Inner nodes are whole pages; a leaf may be a begun one. Owner: fm_prefix owns its
 ** nodes and holds a count on each one's page; a sequence that runs through a node may hold it (users), which keeps it and its path.
 */
 #ifndef FM_RUN_PREFIX_H
@@ -39,9 +39,9 @@ bool      fm_prefix_put(fm_prefix *p, const fm_kv_seq *seq, fm_node **at, fm_tex
 /* Notes which MTP rows of the nodes from `at` up are there: those of seq, where the page is its own. */
 void      fm_prefix_mark_mtp(fm_node *at, const fm_kv_seq *seq);
 
-/* When the page was last used that would be given up next; UINT64_MAX: there is none that nobody else holds. */
-uint64_t  fm_prefix_oldest(const fm_prefix *p);
-void      fm_prefix_evict(fm_prefix *p);            /* gives that page up */
+/* When the group's page was last used that would be given up next; UINT64_MAX: there is none that nobody else holds. */
+uint64_t  fm_prefix_oldest(const fm_prefix *p, int group);
+void      fm_prefix_evict(fm_prefix *p, int group); /* gives that page up */
 /* Gives up all that no sequence holds. */
 void      fm_prefix_clear(fm_prefix *p);
 

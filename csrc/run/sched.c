@@ -81,10 +81,10 @@ static bool in_batch(const fm_batch *b, const fm_task *t) {
 }
 
 /* The running task, not in the pass that is put together, that is to make room for s: of the lowest priority, the youngest. */
-static fm_task *youngest(const fm_model *m) {
+static fm_task *youngest(const fm_model *m, const fm_session *s) {
   fm_task *best = NULL;
   for (fm_task *t = m->tasks; t; t = t->next) {
-    if (!t->running || in_batch(&m->work.now, t)) continue;
+    if (!t->running || t->s->kv.group != s->kv.group || in_batch(&m->work.now, t)) continue;
     bool later = best && (t->o.priority < best->o.priority ||
                           (t->o.priority == best->o.priority && t->admitted > best->admitted));
     if (!best || later) best = t;
@@ -96,7 +96,7 @@ fm_status fm_sched_reserve(fm_session *s, int64_t from, int64_t to, fm_error *er
   fm_model *m = s->m;
   for (;;) {
     fm_status status = fm_session_reserve(s, from, to, err);
-    fm_task *t = status == FM_ELIMIT ? youngest(m) : NULL;
+    fm_task *t = status == FM_ELIMIT ? youngest(m, s) : NULL;
     if (!t) return status;
     // alone it fits, by the size of the cache; behind others of this pass it takes its turn in the next
     if (t == s->task && m->work.now.n) return status;

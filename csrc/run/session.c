@@ -109,12 +109,29 @@ void fm_session_drop_cache(fm_session *s) {
   if (t && s->n == t->n_prompt) t->usage.cached = 0;
 }
 
+/* ---- groups of ranks ------------------------------------------------------------------------------- */
+
+static bool runs(const fm_session *s) { return s->task && s->task->running; }
+
+/* A sequence that holds no pages goes where the fewest run. */
+static void settle_down(fm_session *s) {
+  const fm_model *m = s->m;
+  int64_t least = INT64_MAX;
+  if (m->kv->n_groups == 1 || s->kv.n_pages || s->kv.kept_len) return;
+  for (int g = 0; g < m->kv->n_groups; g++) {
+    int64_t n = 0;
+    for (const fm_session *o = m->sessions; o; o = o->next) n += o != s && runs(o) && o->kv.n_pages && o->kv.group == g;
+    if (n < least) least = n, s->kv.group = g;
+  }
+}
+
 /* ---- the prefix tree ------------------------------------------------------------------------------- */
 
 int64_t fm_session_adopt(fm_session *s, int64_t most) {
   fm_model *m = s->m;
   int64_t before = s->kv.len;
   if (!m->prefix || s->inexact) return 0;
+  settle_down(s);
   fm_text t = { s->ids, s->roles };
   bool known = fm_prefix_take(m->prefix, &s->kv, &s->node, t, most, s->h);
   int64_t len = s->kv.len;
@@ -153,28 +170,27 @@ void fm_model_drop_prefixes(fm_model *m) {
 
 /* ---- pages ----------------------------------------------------------------------------------------- */
 
-static bool runs(const fm_session *s) { return s->task && s->task->running; }
-
-/* The session that holds pages, does not run, and ran longest ago. */
+/* The session of the same group that holds pages, does not run, and ran longest ago. */
 static fm_session *idlest(fm_model *m, const fm_session *not_this) {
   fm_session *best = NULL;
   for (fm_session *s = m->sessions; s; s = s->next)
-    if (s != not_this && !runs(s) && s->kv.n_pages && (!best || s->used < best->used)) best = s;
+    if (s != not_this && s->kv.group == not_this->kv.group && !runs(s) && s->kv.n_pages && (!best || s->used < best->used)) best = s;
   return best;
 }
 
 /* Gives up what was used longest ago: a page that only the prefix tree holds, or the pages of a session. */
 static bool give_up_one(fm_model *m, const fm_session *not_this) {
   fm_session *s = idlest(m, not_this);
-  uint64_t page = fm_prefix_oldest(m->prefix);
+  uint64_t page = fm_prefix_oldest(m->prefix, not_this->kv.group);
   if (!s && page == UINT64_MAX) return false;
-  if (!s || page < s->used) fm_prefix_evict(m->prefix);
+  if (!s || page < s->used) fm_prefix_evict(m->prefix, not_this->kv.group);
   else fm_session_drop_cache(s);
   return true;
 }
 
 fm_status fm_session_reserve(fm_session *s, int64_t from, int64_t to, fm_error *err) {
   s->used = ++s->m->clock;
+  settle_down(s);
   for (;;) {
     fm_status status = fm_kv_reserve(s->m->kv, &s->kv, from, to, err);
     if (status != FM_ELIMIT || !give_up_one(s->m, s)) return status;

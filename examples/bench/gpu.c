@@ -301,7 +301,7 @@ int main(int argc, char **argv) {
   c.ops->release(c.dev, block);
   int64_t n_pages = 64 * (8192 / FM_PAGE + 2);
   check(fm_kv_new(&kv, &c, &g, FM_BF16, false, n_pages, &err), &err);
-  scatter_device(&c, kv->data, kv->page_size * n_pages, FM_BF16);
+  scatter_device(&c, kv->part[0].data, kv->page_size * n_pages, FM_BF16);
   check(fm_net_init(&net, &c, &g, &w, kv, 8192 + 64, VOCAB, &err), &err);
   double active = (double)touched(&w, &g, true), params = (double)touched(&w, &g, false) / (f8 ? 1 : 2);
   for (int64_t n = 512; n <= 4096; n *= 8) {

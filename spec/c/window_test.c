@@ -51,7 +51,7 @@ static rotary rotary_of(const fm_model *m) {
 
 static char *row_of(const fm_model *m, const int32_t *pages, int64_t layer, int64_t j) {
   int64_t size = m->kv->layer_size / FM_PAGE;
-  return m->kv->data + pages[j / FM_PAGE] * m->kv->page_size + layer * m->kv->layer_size + j % FM_PAGE * size;
+  return m->kv->part[0].data + pages[j / FM_PAGE] * m->kv->page_size + layer * m->kv->layer_size + j % FM_PAGE * size;
 }
 
 static double element(const char *row, const rotary *r, int64_t i) {
