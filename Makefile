@@ -67,7 +67,8 @@ $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	  -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c -o $@ $<
 -include $(KERNELS:.o=.d)
 # no JIT and no CUDA library to find: the runtime is linked in, cuBLASLt is opened when wanted
-$(BUILD)/fathom_cuda.so: $(KERNELS) $(BUILD)/obj/base/status.o
+CUDA_BASE = $(addprefix $(BUILD)/obj/base/,status.o hub.o mem.o)
+$(BUILD)/fathom_cuda.so: $(KERNELS) $(CUDA_BASE)
 	$(NVCC) -shared -cudart static -Xlinker --exclude-libs,ALL -Xlinker --version-script=kernels/cuda.map -o $@ $^ -ldl
 $(BUILD)/libfathom.so: $(CORE)
 	$(CC) $(SAN) -shared -o $@ $^ $(LIBS)
@@ -95,7 +96,9 @@ $(BUILD)/generate $(BUILD)/frames: $(BUILD)/%: examples/host/%.c $(BUILD)/libfat
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/roofline $(BUILD)/gpu: $(BUILD)/%: examples/bench/%.c examples/bench/v2lite.h $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
-$(BUILD)/grouped: examples/bench/grouped.cu $(KERNELS) $(BUILD)/obj/base/status.o
+$(BUILD)/comm: examples/bench/comm.c $(BUILD)/libfathom.a
+	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
+$(BUILD)/grouped: examples/bench/grouped.cu $(KERNELS) $(CUDA_BASE)
 	$(NVCC) -std=c++20 -O2 $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Icsrc -Ikernels -cudart static -o $@ $^ -ldl
 $(BUILD)/data/tokenizers/%/tokenizer.json: spec/data/tokenizers/%/tokenizer.json.xz
 	@mkdir -p $(@D)

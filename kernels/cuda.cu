@@ -2,7 +2,7 @@
 ** cuda.cu - the CUDA device: its life, memory, staging, noted passes, and its table of operations. The one exported symbol.
 ** A context has a stream of its own; everything is done on it in order, and only downloads wait.
 */
-#include "cuda.cuh"
+#include "comm.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,14 +18,12 @@ fm_status fm_cuda_check(fm_error *err, cudaError_t e, const char *what) {
 
 /* ---- life --------------------------------------------------------------------------------------------- */
 
-static void drop_graphs(fm_cuda *d);
-
 static void cuda_close(fm_device *dev) {
   fm_cuda *d = (fm_cuda *)dev;
   if (!d) return;
   cudaSetDevice(d->index);
   if (d->stream) cudaStreamSynchronize(d->stream);
-  drop_graphs(d);
+  fm_cuda_forget(d);
   fm_cuda_lt_close(d);
   for (int i = 0; i < 2; i++) {
     if (d->ring.buf[i]) cudaFreeHost(d->ring.buf[i]);
@@ -143,26 +141,17 @@ static fm_status cuda_download(fm_ctx *c, void *dst, const void *src, int64_t si
   fm_cuda *d = fm_cuda_of(c);
   cudaSetDevice(d->index);
   TRY(fm_cuda_check(&c->err, cudaMemcpyAsync(dst, src, (size_t)size, cudaMemcpyDeviceToHost, d->stream), "a download"));
-  return fm_cuda_check(&c->err, cudaStreamSynchronize(d->stream), "the work before a download");
+  return fm_cuda_sync(d, &c->err, "the work before a download");
 }
 
-static fm_status cuda_poll(fm_ctx *c, bool *done) {
-  fm_cuda *d = fm_cuda_of(c);
-  cudaSetDevice(d->index);
-  cudaError_t e = cudaStreamQuery(d->stream);
-  *done = e != cudaErrorNotReady;
-  if (*done) return fm_cuda_check(&c->err, e, "the work before a look");
-  cudaGetLastError();                    // "not ready" is no failure, but the next launch would find it
-  return FM_OK;
-}
+static fm_status cuda_poll(fm_ctx *c, bool *done) { return fm_cuda_look(fm_cuda_of(c), &c->err, "the work before a look", done); }
 
 static fm_status cuda_stage(fm_ctx *c, void **host, int64_t size) {
   fm_cuda *d = fm_cuda_of(c);
-  cudaSetDevice(d->index);
-  TRY(fm_cuda_check(&c->err, cudaStreamSynchronize(d->stream), "the work before a pass"));   // the block may be under way
+  TRY(fm_cuda_sync(d, &c->err, "the work before a pass"));       // the block may be under way
   if (size > d->stage.size) {
     int64_t want = 2 * size > 1 << 20 ? 2 * size : 1 << 20;
-    drop_graphs(d);                      // they know the old block's address
+    fm_cuda_forget(d);                      // they know the old block's address
     cudaFreeHost(d->stage.host), cudaFree(d->stage.dev);
     d->stage.host = d->stage.dev = NULL, d->stage.size = 0;
     TRY(fm_cuda_check(&c->err, cudaMallocHost((void **)&d->stage.host, (size_t)want), "pinned memory"));
@@ -235,7 +224,7 @@ fm_status fm_cuda_spans(fm_ctx *c, fm_dspans *out, const fm_span *span, int64_t 
 
 struct fm_graph { int64_t key[8]; cudaGraphExec_t exec; struct fm_graph *next; };
 
-static void drop_graphs(fm_cuda *d) {
+void fm_cuda_forget(fm_cuda *d) {
   for (fm_graph *g = d->graphs, *next; g; g = next) {
     next = g->next;
     if (g->exec) cudaGraphExecDestroy(g->exec);
@@ -255,8 +244,8 @@ static fm_status cuda_record(fm_ctx *c, const int64_t key[8], bool *known) {
   *known = g != NULL;
   if (!g) {
     if (n >= GRAPHS) {                   // all of them: sizes that are met again are noted again
-      TRY(fm_cuda_check(&c->err, cudaStreamSynchronize(d->stream), "the work before a pass"));
-      drop_graphs(d);
+      TRY(fm_cuda_sync(d, &c->err, "the work before a pass"));
+      fm_cuda_forget(d);
     }
     g = (fm_graph *)calloc(1, sizeof *g);
     if (!g) return fm_no_memory(&c->err, sizeof *g);
@@ -333,5 +322,6 @@ const fm_backend *fm_backend_open_cuda(void) {
   t.mla_prompt = guarded<fm_cuda_mla_prompt>::call, t.mla_decode = guarded<fm_cuda_mla_decode>::call;
   t.gqa = guarded<fm_cuda_gqa>::call, t.route = guarded<fm_cuda_route>::call;
   t.experts = guarded<fm_cuda_experts>::call;
+  t.comm = &fm_cuda_collectives;
   return &t;
 }

@@ -18,6 +18,7 @@ using bf16 = __nv_bfloat16;
 
 struct fm_graph;                          /* one noted pass; cuda.cu */
 struct fm_lt;                             /* cuBLASLt; matmul.cu */
+struct fm_member;                         /* this device's end of a group of ranks; comm.cu */
 
 struct fm_cuda {
   fm_device device;                       /* first */
@@ -28,9 +29,13 @@ struct fm_cuda {
   struct { char *buf[2]; cudaEvent_t free[2]; int next; } ring;      /* pinned, for uploads */
   struct fm_graph *graphs, *noting;
   struct fm_lt *lt;
+  struct fm_member *members;
 };
 
 inline fm_cuda *fm_cuda_of(fm_ctx *c) { return (fm_cuda *)c->dev; }
+
+/* Notes no pass any more. */
+void fm_cuda_forget(fm_cuda *d);
 
 /* FM_OK, or FM_EDEVICE with the driver's words in err. */
 fm_status fm_cuda_check(fm_error *err, cudaError_t e, const char *what);

@@ -5,8 +5,8 @@ local may = {
   model = { "base", "op", "io" }, run = { "base", "op", "io", "model" }, train = { "base", "op", "io", "model" },
   net = { "base" }, bind = { "base", "op", "cpu", "io", "model", "run", "train" },
 }
--- kernels are a device's own room, beside csrc: base's status and the table, and nobody reaches into them
-may.kernels = { "base/status.h", "op/backend.h" }
+-- kernels are a device's own room, beside csrc: base's status, the table and the collectives, and nobody reaches into them
+may.kernels = { "base/status.h", "op/backend.h", "op/comm.h" }
 -- libraries, and the files that alone know them. net is a module of its own, opened on first use, so it brings its binding along
 local knows_lua = { "^csrc/bind/", "^csrc/net/net%.[ch]$", "^csrc/net/lua_%w+%.c$" }
 local libraries = {

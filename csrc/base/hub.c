@@ -83,6 +83,15 @@ int fm_hub_culprit(fm_hub *h) {
   return who;
 }
 
+double fm_hub_limit(const fm_hub *h) { return h->limit_s; }
+
+unsigned fm_hub_epoch(fm_hub *h) {
+  pthread_mutex_lock(&h->lock);
+  unsigned epoch = h->epoch;
+  pthread_mutex_unlock(&h->lock);
+  return epoch;
+}
+
 void fm_hub_reset(fm_hub *h) {
   pthread_mutex_lock(&h->lock);
   h->culprit = NOBODY;

@@ -22,6 +22,9 @@ fm_status fm_hub_meet(fm_hub *h, fm_door *d, fm_error *err);
 void      fm_hub_abort(fm_hub *h, int who);
 /* Whose fault the abort was, -1: a limit; -2: there was none. */
 int       fm_hub_culprit(fm_hub *h);
+double fm_hub_limit(const fm_hub *h);
+/* How many resets there were: what an abort has broken belongs to an earlier one. */
+unsigned fm_hub_epoch(fm_hub *h);
 /* As if there had been no abort. Nobody may be waiting. */
 void      fm_hub_reset(fm_hub *h);
 
