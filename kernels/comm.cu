@@ -5,9 +5,12 @@
 ** fm_cuda_look); when it is time it sets the word that our kernel looks at and aborts NCCL's communicator. What was aborted is made anew when
 ** all meet again: each reset of the hub is an epoch, and a communicator belongs to one.
 **
-** all_reduce_kernel: each rank writes its part into all others' memory, raises a flag there, waits for theirs, and adds all parts in
-** the order of the ranks. Two halves take turns: a rank that writes a half again has seen the flags that the others raised after they had
-** read it. The grid is always the same, so a block's flags and elements are always the same ones.
+** few_kernel: each rank writes its part into all others' memory, two floats and twice the number of the sum to 16 bytes, and looks at its
+** own until both numbers are there: half of what travels is flags, but nothing is waited for twice.
+**
+** all_reduce_kernel, for more: each rank writes its part into all others' memory, raises a flag there, waits for theirs, and adds all parts in
+** the order of the ranks. Two halves take turns in both: a rank that writes a half again has seen what the others sent after they had
+** read it. A block's elements are always the same ones.
 */
 #include "comm.cuh"
 
@@ -16,12 +19,17 @@
 #include <string.h>
 #include <time.h>
 
+#include <atomic>
+#include <thread>
+
 #if __has_include(<nccl.h>)
 #include <nccl.h>
 
 constexpr int RANKS = 16;                /* of a group that adds by our kernel */
 constexpr int BLOCKS = 32;
 constexpr int64_t SHORT = 64 << 10;      /* floats; longer sums are NCCL's */
+constexpr int64_t FEW = 4 << 10;         /* pairs of floats */
+constexpr int FEW_BLOCKS = FEW / 256;
 constexpr int64_t TICKS = 20000000000;   /* ns a kernel waits at most, should its host be gone */
 
 /* ---- the library ---- */
@@ -55,7 +63,7 @@ static const nccl_lib &nccl() {
 
 /* ---- groups and their members ---- */
 
-struct mailbox { float *inbox; uint32_t *flag; };          /* inbox (2, n, SHORT); flag (n, BLOCKS) */
+struct mailbox { float *inbox; uint32_t *flag; uint4 *few; };     /* inbox (2, n, SHORT); flag (n, BLOCKS); few (2, n, FEW) */
 struct mailboxes { mailbox of[RANKS]; };
 
 struct fm_member {
@@ -66,7 +74,7 @@ struct fm_member {
   ncclComm_t nccl;                       /* NULL: not met yet, or aborted */
   unsigned epoch;
   mailbox mine;
-  uint32_t *turn;                        /* (BLOCKS) how many sums there were, on the device */
+  uint32_t *turn;                        /* (BLOCKS + FEW_BLOCKS) how many sums each block has made, on the device */
   int *ended;                            /* the word that ends our kernel's waits: the host's memory */
   mailboxes all;
 };
@@ -92,7 +100,17 @@ static fm_status found(fm_group **out, fm_hub *hub, int n, fm_error *err) {
   return FM_OK;
 }
 
-static void dissolve(fm_group *g) { free(g); }
+static std::atomic<int> aborting;        /* communicators on their way out */
+
+static void nap_ms() {
+  timespec t = { 0, 1000000 };
+  nanosleep(&t, NULL);
+}
+
+static void dissolve(fm_group *g) {
+  for (int i = 0; i < 2000 && aborting; i++) nap_ms();
+  free(g);
+}
 
 static fm_status join(fm_comm **out, fm_group *g, fm_device *dev, int me, fm_error *err) {
   fm_member *m = (fm_member *)calloc(1, sizeof *m);
@@ -107,8 +125,15 @@ static fm_status join(fm_comm **out, fm_group *g, fm_device *dev, int me, fm_err
   return FM_OK;
 }
 
+/* What NCCL has on the device ends soon; the rest of its farewell waits for the other ranks, so a thread of its own does. */
 static void abort_nccl(fm_member *m) {
-  if (m->nccl) nccl().CommAbort(m->nccl);
+  if (!m->nccl) return;
+  aborting++;
+  std::thread([](ncclComm_t comm, int device) {
+    cudaSetDevice(device);
+    nccl().CommAbort(comm);
+    aborting--;
+  }, m->nccl, m->d->index).detach();
   m->nccl = NULL;
 }
 
@@ -118,7 +143,7 @@ static void leave(fm_comm *comm) {
   while (*at != m) at = &(*at)->next;
   *at = m->next;
   abort_nccl(m);
-  cudaFree(m->mine.inbox), cudaFree(m->mine.flag), cudaFree(m->turn);
+  cudaFree(m->mine.inbox), cudaFree(m->mine.flag), cudaFree(m->mine.few), cudaFree(m->turn);
   if (m->ended) cudaFreeHost(m->ended);
   free(m);
 }
@@ -208,15 +233,18 @@ static fm_status said(fm_ctx *c, fm_member *m, ncclResult_t r, const char *what)
 
 static fm_status open_mailbox(fm_ctx *c, fm_member *m) {
   int64_t n = m->comm.n;
+  int64_t inbox = 2 * n * SHORT * (int64_t)sizeof(float), flags = n * BLOCKS * 4, few = 2 * n * FEW * 16, turns = (BLOCKS + FEW_BLOCKS) * 4;
   if (!m->ended) {
-    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.inbox, (size_t)(2 * n * SHORT) * sizeof(float)), "a rank's inbox"));
-    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.flag, (size_t)(n * BLOCKS) * sizeof(uint32_t)), "a rank's flags"));
-    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->turn, BLOCKS * sizeof(uint32_t)), "a rank's turns"));
+    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.inbox, (size_t)inbox), "a rank's inbox"));
+    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.flag, (size_t)flags), "a rank's flags"));
+    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.few, (size_t)few), "a rank's inbox"));
+    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->turn, (size_t)turns), "a rank's turns"));
     TRY(fm_cuda_check(&c->err, cudaMallocHost((void **)&m->ended, sizeof *m->ended), "a word that ends waits"));
   }
   *m->ended = 0;
-  cudaMemset(m->mine.flag, 0, (size_t)(n * BLOCKS) * sizeof(uint32_t));
-  cudaMemset(m->turn, 0, BLOCKS * sizeof(uint32_t));
+  cudaMemset(m->mine.flag, 0, (size_t)flags);
+  cudaMemset(m->mine.few, 0, (size_t)few);
+  cudaMemset(m->turn, 0, (size_t)turns);
   return fm_cuda_check(&c->err, cudaDeviceSynchronize(), "a rank's mailbox");
 }
 
@@ -284,16 +312,63 @@ __device__ __forceinline__ int64_t clock_ns() {
   return t;
 }
 
-/* false: it was ended. */
-__device__ bool await(const uint32_t *flag, uint32_t turn, volatile int *ended) {
-  int64_t begun = 0;
-  for (int i = 1; (int32_t)(seen(flag) - turn) < 0; i++) {
-    if (i % 256) continue;
+/* Looks every now and then whether a wait is to end; false: it is. */
+struct patience {
+  volatile int *ended;
+  int64_t begun;
+  int looks;
+  __device__ bool left() {
+    if (++looks % 256) return true;
     if (!begun) begun = clock_ns();
-    if (*ended) return false;
     if (clock_ns() - begun > TICKS) *ended = 1;
+    return !*ended;
   }
+};
+
+__device__ bool await(const uint32_t *flag, uint32_t turn, volatile int *ended) {
+  patience p = { ended, 0, 0 };
+  while ((int32_t)(seen(flag) - turn) < 0)
+    if (!p.left()) return false;
   return true;
+}
+
+__device__ __forceinline__ void put_line(uint4 *to, float2 v, uint32_t turn) {
+  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %2};" ::"l"(to), "r"(__float_as_uint(v.x)), "r"(turn),
+               "r"(__float_as_uint(v.y)) : "memory");
+}
+__device__ __forceinline__ uint4 get_line(const uint4 *from) {
+  uint4 v;
+  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+  return v;
+}
+
+__global__ void __launch_bounds__(256) few_kernel(float2 *x, const float2 *part, int64_t len, mailboxes box, int me, int n,
+                                                  uint32_t *turns, volatile int *ended) {
+  int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
+  patience p = { ended, 0, 0 };
+  fm_wait();
+  fm_go_on();
+  uint32_t turn = turns[blockIdx.x] + 1;
+  int64_t half = (int64_t)(turn & 1) * n * FEW;
+  __syncthreads();                       // all have read the turn
+  if (threadIdx.x == 0) turns[blockIdx.x] = turn;
+  if (i >= len) return;
+  float2 mine = part[i], was = x[i], sum = { 0, 0 };
+  for (int r = 0; r < n; r++)
+    if (r != me) put_line(box.of[r].few + half + me * FEW + i, mine, turn);
+  for (int r = 0; r < n; r++) {
+    float2 v = mine;
+    if (r != me) {
+      uint4 line = get_line(box.of[me].few + half + r * FEW + i);
+      while (line.y != turn || line.w != turn) {
+        if (!p.left()) return;
+        line = get_line(box.of[me].few + half + r * FEW + i);
+      }
+      v = { __uint_as_float(line.x), __uint_as_float(line.z) };
+    }
+    sum = r ? float2{ sum.x + v.x, sum.y + v.y } : v;
+  }
+  x[i] = { was.x + sum.x, was.y + sum.y };
 }
 
 __global__ void __launch_bounds__(256) all_reduce_kernel(float4 *x, const float4 *part, int64_t len, mailboxes box, int me, int n,
@@ -347,7 +422,13 @@ static bool by_our_kernel(const fm_member *m, const float *x, const float *part,
 static fm_status all_reduce(fm_ctx *c, fm_comm *comm, float *x, const float *part, int64_t len) {
   fm_member *m;
   TRY(ready(c, comm, &m));
-  if (by_our_kernel(m, x, part, len)) {
+  bool ours = by_our_kernel(m, x, part, len);
+  if (ours && len <= 2 * FEW) {
+    fm_launch(c, few_kernel, (unsigned)((len / 2 + 255) / 256), 256, 0, (float2 *)x, (const float2 *)part, len / 2, m->all, m->comm.me,
+              m->comm.n, m->turn + BLOCKS, m->ended);
+    return fm_cuda_launched(c, "all_reduce");
+  }
+  if (ours) {
     fm_launch(c, all_reduce_kernel, BLOCKS, 256, 0, (float4 *)x, (const float4 *)part, len / 4, m->all, m->comm.me, m->comm.n, m->turn,
               m->ended);
     return fm_cuda_launched(c, "all_reduce");
