@@ -128,6 +128,7 @@ static fm_status cuda_upload(fm_ctx *c, void *dst, const void *src, int64_t size
     int64_t n = size - at < RING ? size - at : RING;
     int i = d->ring.next;
     d->ring.next = !i;
+    if (d->members) TRY(fm_cuda_sync(d, &c->err, "the work before an upload"));
     TRY(fm_cuda_check(&c->err, cudaEventSynchronize(d->ring.free[i]), "an upload"));
     memcpy(d->ring.buf[i], (const char *)src + at, (size_t)n);
     TRY(fm_cuda_check(&c->err, cudaMemcpyAsync((char *)dst + at, d->ring.buf[i], (size_t)n, cudaMemcpyHostToDevice, d->stream),
@@ -140,6 +141,7 @@ static fm_status cuda_upload(fm_ctx *c, void *dst, const void *src, int64_t size
 static fm_status cuda_download(fm_ctx *c, void *dst, const void *src, int64_t size) {
   fm_cuda *d = fm_cuda_of(c);
   cudaSetDevice(d->index);
+  if (d->members) TRY(fm_cuda_sync(d, &c->err, "the work before a download"));   // a copy to the host's memory waits without a limit
   TRY(fm_cuda_check(&c->err, cudaMemcpyAsync(dst, src, (size_t)size, cudaMemcpyDeviceToHost, d->stream), "a download"));
   return fm_cuda_sync(d, &c->err, "the work before a download");
 }
