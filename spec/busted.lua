@@ -3,7 +3,7 @@
 local roots = { "spec" }
 if os.getenv "FATHOM_ASAN" then
   roots = {}
-  for name in ("apart api batch cache checkpoint debug fence golden grammar net remote serve_bad serve_flow store tokenizer window")
+  for name in ("apart api batch cache checkpoint debug fence golden grammar remote serve_bad serve_flow store tokenizer window")
     :gmatch "[%w_]+" do
     local path = "spec/" .. name .. "_spec.lua"
     local file = io.open(path)

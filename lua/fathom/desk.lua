@@ -1,6 +1,8 @@
 --- desk.lua - the jobs of a backend that is no model: those that wait for their slot and those that run.
 -- A backend brings begin(desk, job, prompt), drop(desk, job) and advance(desk, ms); it looks like an engine to tasks.
 
+local watch = require "fathom.watch"
+
 local desk = {}
 desk.__index = desk
 
@@ -8,7 +10,7 @@ desk.__index = desk
 -- @param how table      begin, drop, advance; label: its kind, for traces; slice_ms: how long one turn of a blocking loop
 --                       over pieces may wait
 function desk.new(backend, how)
-  return setmetatable({ backend = backend, list = {}, n_live = 0, watchers = {}, label = how.label, begin = how.begin,
+  return setmetatable({ backend = backend, list = {}, n_live = 0, label = how.label, begin = how.begin,
                         drop = how.drop, advance = how.advance, slice_ms = how.slice_ms }, desk)
 end
 
@@ -48,23 +50,14 @@ function desk:remove(job)
 end
 
 --- Lets f be called behind each step until it returns false, as an engine does.
-function desk:watch(f) self.watchers[#self.watchers + 1] = f end
-
--- Watchers may add others while they run.
-local function look_around(self)
-  local watchers = self.watchers
-  self.watchers = {}
-  for _, f in ipairs(watchers) do
-    if f() then self.watchers[#self.watchers + 1] = f end
-  end
-end
+desk.watch = watch.add
 
 --- Moves everything for at most ms.
 -- @return boolean whether work is left
 function desk:step(ms)
   if self.n_live > 0 then self:advance(ms) end
-  if self.watchers[1] then look_around(self) end
-  return self.n_live > 0 or self.watchers[1] ~= nil
+  local watched = watch.look(self)
+  return self.n_live > 0 or watched
 end
 
 --- Cancels everything.

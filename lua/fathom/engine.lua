@@ -8,6 +8,7 @@ local options = require "fathom.options"
 local reply = require "fathom.reply"
 local sampling = require "fathom.sampling"
 local tools = require "fathom.chat.tools"
+local watch = require "fathom.watch"
 
 local engine = {}
 engine.__index = engine
@@ -35,7 +36,7 @@ end
 --- Wraps a loaded core model.
 -- @param core  core model; dir: its folder
 function engine.new(core, dir)
-  local self = setmetatable({ core = core, dir = dir, live = {}, watchers = {}, children = 0, moves = 0 }, engine)
+  local self = setmetatable({ core = core, dir = dir, live = {}, children = 0, moves = 0 }, engine)
   local tokenizer = read_json(dir, "tokenizer_config.json") or {}
   self.config = core:config()
   self.defaults = sampling.defaults(read_json(dir, "generation_config.json"))
@@ -198,16 +199,7 @@ function engine:remove(task)
 end
 
 --- Lets f be called behind each step until it returns false: what a step brought may be what it waits for.
-function engine:watch(f) self.watchers[#self.watchers + 1] = f end
-
--- Watchers may add others while they run.
-local function look_around(self)
-  local watchers = self.watchers
-  self.watchers = {}
-  for _, f in ipairs(watchers) do
-    if f() then self.watchers[#self.watchers + 1] = f end
-  end
-end
+engine.watch = watch.add
 
 --- Advances everything for at most ms milliseconds.
 -- @return boolean whether work is left, or nil, err
@@ -216,7 +208,7 @@ function engine:step(ms)
   local busy, err = fault.guard(self.core.step, self.core, ms)
   if busy == nil then
     for _, task in ipairs(table.move(self.live, 1, #self.live, 1, {})) do task:fail(err) end
-    look_around(self)
+    watch.look(self)
     return nil, err
   end
   self:pump()
@@ -224,8 +216,8 @@ function engine:step(ms)
     local stuck = fault.new("limit", "the engine is idle while a task waits")
     for _, task in ipairs(table.move(self.live, 1, #self.live, 1, {})) do task:fail(stuck) end
   end
-  if self.watchers[1] then look_around(self) end
-  return busy or #self.live > 0 or self.watchers[1] ~= nil
+  local watched = watch.look(self)
+  return busy or #self.live > 0 or watched
 end
 
 return engine
