@@ -53,7 +53,8 @@ FM_API const char *fm_status_name(fm_status s);   /* "io", "format", ... "invali
 
 /* ---- hooks of the host ------------------------------------------------------------------ */
 
-/* realloc-like: size 0 frees and returns NULL; returns NULL when out of memory. */
+/* realloc-like: size 0 frees and returns NULL; returns NULL when out of memory. Models on several devices call it from several threads
+   at once. */
 typedef void *(*fm_alloc_fn)(void *user, void *ptr, size_t size);
 /* Sets the allocator of the whole library. Call before anything else; NULL restores the C library's. */
 FM_API void fm_set_allocator(fm_alloc_fn fn, void *user);
@@ -84,7 +85,9 @@ typedef struct fm_loader fm_loader;
 #define FM_MTP_AUTO (-2)    /* drafts: as many as pay, by what passes cost and how many drafts are right; maybe none */
 
 typedef struct fm_load_options {
-  const char *device;       /* "auto", "cpu" (NULL: auto) */
+  const char *device;       /* "auto", "cpu", "cuda:1" (NULL: auto); several with commas between: one rank each, a name may come again */
+  int tp, dp, pp, ep;       /* how several devices share the work, pp * dp * tp of them: attention and MLP by heads and columns, sequences,
+                               layers; ep: over how many of a stage's dp * tp ranks the experts are spread. 0: you choose */
   const char *dtype;        /* arithmetic: "auto", "f32" */
   const char *cache_dtype;  /* "auto", "f32", "bf16", "fp8": MLA's latent in tiles of 128 with a scale */
   const char *experts;      /* where routed experts are kept and computed: "auto" (with the rest), "host" (by the CPU, from the mapping) */
@@ -163,6 +166,7 @@ typedef struct fm_stats {
   int64_t set_back;                        /* tasks that had to wait again because pages ran out */
   int64_t pages, pages_used, page_tokens, prefix_pages;
   int64_t weight_bytes, cache_bytes, scratch_bytes, host_weight_bytes;   /* host: of weight_bytes, experts in host memory */
+  int ranks, tp, dp, pp, ep;
   double overshoot_ms, max_overshoot_ms;   /* of fm_model_step over its ms: last, worst */
 } fm_stats;
 FM_API fm_stats fm_model_stats(const fm_model *m);

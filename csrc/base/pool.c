@@ -78,7 +78,7 @@ static void wake_all(fm_pool *p) {
   pthread_mutex_unlock(&p->lock);
 }
 
-static int cores(void) {
+int fm_pool_cores(void) {
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
   return CPU_COUNT(&set);
@@ -87,7 +87,7 @@ static int cores(void) {
 fm_status fm_pool_new(fm_pool **out, int n_threads, fm_error *err) {
   fm_pool *p = fm_zalloc(sizeof *p);
   if (!p) return fm_no_memory(err, sizeof *p);
-  p->n_threads = n_threads > 0 ? n_threads : cores();
+  p->n_threads = n_threads > 0 ? n_threads : fm_pool_cores();
   pthread_mutex_init(&p->lock, NULL);
   pthread_cond_init(&p->wake, NULL);
   p->thread = fm_array(p->n_threads, sizeof *p->thread);

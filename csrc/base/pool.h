@@ -20,6 +20,8 @@ int       fm_pool_threads(const fm_pool *p);
 fm_status fm_pool_pin(fm_pool *p, const char *cpus, fm_error *err);
 /* How many CPUs a list names. */
 fm_status fm_pool_count(const char *cpus, int *n, fm_error *err);
+/* How many cores this process may use. */
+int       fm_pool_cores(void);
 /* Runs fn for items 0..n-1 and returns when all are done. Not reentrant. */
 void      fm_pool_for(fm_pool *p, int64_t n, fm_pool_fn fn, void *arg);
 /* Around many calls of fm_pool_for: keeps workers awake between them. Nests. */

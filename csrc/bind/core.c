@@ -17,6 +17,10 @@ fm_load_options fm_bind_load_options(lua_State *L, int index) {
   o.ctx = fm_bind_int(L, index, "ctx", 0);
   o.seqs = fm_bind_int(L, index, "seqs", 0);
   lua_Integer threads = fm_bind_int(L, index, "threads", 0), mtp = fm_bind_int(L, index, "mtp", -1);
+  o.tp = (int)fm_bind_int(L, index, "tp", 0);
+  o.dp = (int)fm_bind_int(L, index, "dp", 0);
+  o.pp = (int)fm_bind_int(L, index, "pp", 0);
+  o.ep = (int)fm_bind_int(L, index, "ep", 0);
   o.threads = threads < 0 || threads > 4096 ? -1 : (int)threads;
   o.mtp = mtp < FM_MTP_AUTO || mtp > 4096 ? 4096 : (int)mtp;
   o.chunk = fm_bind_int(L, index, "chunk", 0);

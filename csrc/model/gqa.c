@@ -29,6 +29,5 @@ fm_status fm_block_gqa(fm_pass *p, const fm_layer *l) {
                 .ldo = heads * hd, .n_heads = heads, .n_kv_heads = g->num_key_value_heads, .nope = hd,
                 .scale = (float)fm_config_softmax_scale(g), .n_positions = p->net->n_positions };
   TRY(fm_op_gqa(c, &a));
-  fm_mm out = { .w = &l->o, .x = o, .ldx = heads * hd, .out = p->x, .ldo = d, .n = p->n, .add = true };
-  return fm_op_matmul(c, &out, 1);
+  return fm_pass_add(p, (fm_mm){ .w = &l->o, .x = o, .ldx = heads * hd });
 }

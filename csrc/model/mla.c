@@ -27,7 +27,7 @@ static fm_status project(fm_pass *p, const fm_layer *l, float *q, float *kv) {
 fm_status fm_block_mla(fm_pass *p, const fm_layer *l) {
   fm_ctx *c = p->net->c;
   const fm_config *g = p->net->cfg;
-  int64_t d = g->hidden_size, heads = g->num_attention_heads, qk = fm_config_qk_head_dim(g);
+  int64_t heads = g->num_attention_heads, qk = fm_config_qk_head_dim(g);
   float *q, *kv, *o;
   TRY(fm_scratch(c, &q, p->n, heads * qk));
   TRY(fm_scratch(c, &kv, p->n, g->kv_lora_rank + g->qk_rope_head_dim));
@@ -44,6 +44,5 @@ fm_status fm_block_mla(fm_pass *p, const fm_layer *l) {
   if (a.n_spans) TRY(fm_op_mla_prompt(c, &a));
   a.span = p->decode, a.n_spans = p->n_decode;
   if (a.n_spans) TRY(fm_op_mla_decode(c, &a));
-  fm_mm out = { .w = &l->o, .x = o, .ldx = heads * g->v_head_dim, .out = p->x, .ldo = d, .n = p->n, .add = true };
-  return fm_op_matmul(c, &out, 1);
+  return fm_pass_add(p, (fm_mm){ .w = &l->o, .x = o, .ldx = heads * g->v_head_dim });
 }

@@ -14,6 +14,5 @@ fm_status fm_block_mlp(fm_pass *p, const fm_layer *l) {
                   { .w = &l->mlp.up, .x = p->x, .ldx = d, .norm = l->post_norm, .eps = eps, .out = up,
                     .ldo = width, .n = p->n } };
   TRY(fm_op_matmul(c, mm, 2));
-  fm_mm down = { .w = &l->mlp.down, .x = gate, .ldx = width, .up = up, .out = p->x, .ldo = d, .n = p->n, .add = true };
-  return fm_op_matmul(c, &down, 1);
+  return fm_pass_add(p, (fm_mm){ .w = &l->mlp.down, .x = gate, .ldx = width, .up = up });
 }

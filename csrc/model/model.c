@@ -1,7 +1,7 @@
 /*
 ** model.c - fm_config -> list of blocks -> forward.
 */
-#include "model/model.h"
+#include "model/ranks.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -127,9 +127,40 @@ enum { FEW = 32 };                       /* rows of a prompt for which the way o
 
 /* ---- the pass ------------------------------------------------------------------------------------------ */
 
+fm_status fm_pass_add(fm_pass *p, fm_mm mm) {
+  fm_ctx *c = p->net->c;
+  int64_t d = p->net->cfg->hidden_size;
+  float *part = p->x;
+  if (p->net->tp) TRY(fm_scratch(c, &part, p->n, d));
+  mm.out = part, mm.ldo = d, mm.n = p->n, mm.add = !p->net->tp;
+  TRY(fm_op_matmul(c, &mm, 1));
+  return p->net->tp ? fm_op_all_reduce(c, p->net->tp, p->x, part, p->n * d) : FM_OK;
+}
+
+/* Whether this rank computes the layer; head and MTP layer are the last stage's. */
+static bool mine(const fm_pass *p, int64_t layer) {
+  const fm_shard *s = p->net->shard;
+  return !s || (layer >= s->layer && (layer < s->end || s->end == s->n_layers));
+}
+
+/* A rank without rows still has experts that others need. */
 static fm_status block(fm_pass *p, const fm_layer *l) {
-  TRY(p->net->cfg->family == FM_QWEN2 ? fm_block_gqa(p, l) : fm_block_mla(p, l));
-  return l->moe ? fm_block_moe(p, l) : fm_block_mlp(p, l);
+  if (p->n) TRY(p->net->cfg->family == FM_QWEN2 ? fm_block_gqa(p, l) : fm_block_mla(p, l));
+  if (l->moe) return p->n || p->net->ep ? fm_block_moe(p, l) : FM_OK;
+  return p->n ? fm_block_mlp(p, l) : FM_OK;
+}
+
+/* Where the next layer is another stage's, x goes there. */
+static fm_status hand_over(fm_pass *p) {
+  const fm_shard *s = p->net->shard;
+  int64_t size = p->n * p->net->cfg->hidden_size * (int64_t)sizeof *p->x, in[FM_MOST_STAGES] = { 0 }, out[FM_MOST_STAGES] = { 0 };
+  int to = 1;
+  if (!p->net->pipe || !p->n) return FM_OK;
+  while (to < s->of.pp && fm_part(p->net->cfg->num_hidden_layers, s->of.pp, to) != p->layer) to++;
+  if (to == s->of.pp || p->mtp) return FM_OK;
+  if (s->stage == to - 1) in[to] = size;
+  if (s->stage == to) out[to - 1] = size;
+  return fm_op_all_to_all(p->net->c, p->net->pipe, p->x, out, p->x, in);
 }
 
 static fm_status finish(fm_pass *p) {
@@ -161,15 +192,17 @@ static fm_status layer(fm_pass *p) {
   say_where(p, p->layer == p->n_layers ? "head" : NULL);
   fm_scratch_mark mark = fm_scratch_here(c);
   c->ops->enter(c->dev);
-  fm_status status = p->layer == p->n_layers ? finish(p) : block(p, &p->net->w->layer[p->layer]);
+  fm_status status = !mine(p, p->layer) ? FM_OK : p->layer < p->n_layers ? block(p, &p->net->w->layer[p->layer])
+                                                : p->n ? finish(p) : FM_OK;
   c->ops->leave(c->dev);
   fm_scratch_back(c, mark);
   p->layer++;
-  return status;
+  return status == FM_OK ? hand_over(p) : status;
 }
 
 static fm_status embed(fm_pass *p, const float *h) {
   fm_ctx *c = p->net->c;
+  if (!p->n || !mine(p, p->layer)) return FM_OK;
   fm_scratch_mark mark = fm_scratch_here(c);
   say_where(p, "input");
   fm_status status = p->mtp ? fm_mtp_join(p, h) : fm_op_embed(c, p->x, &p->net->w->embed, p->ids, p->n);
@@ -229,17 +262,24 @@ fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, b
   *p = (fm_pass){ .net = net, .mtp = mtp, .mark = fm_scratch_here(net->c) };
   p->layer = mtp ? net->cfg->num_hidden_layers : 0;
   p->n_layers = net->cfg->num_hidden_layers + mtp;
-  fm_status status = begin(p, segs, n_segs, rule);
+  fm_status status = net->ranks ? fm_ranks_begin(p, segs, n_segs, rule) : begin(p, segs, n_segs, rule);
   if (status != FM_OK) fm_pass_end(p);
   return status;
 }
 
 fm_status fm_pass_layer(fm_pass *p, bool *done) {
-  fm_status status = p->layer <= p->n_layers ? layer(p) : FM_OK;
+  fm_status status = p->layer > p->n_layers ? FM_OK : p->net->ranks ? fm_ranks_layer(p) : layer(p);
   *done = p->layer > p->n_layers;
   return status;
 }
 
+fm_status fm_pass_states(fm_pass *p, float **x) {
+  if (p->net->ranks) return fm_ranks_states(p, x);
+  *x = p->x;
+  return FM_OK;
+}
+
 void fm_pass_end(fm_pass *p) {
+  if (p->net->ranks) fm_ranks_end(p);
   fm_scratch_back(p->net->c, p->mark);
 }

@@ -11,8 +11,11 @@
 
 #include "model/kv.h"
 #include "model/weights.h"
+#include "op/comm.h"
 
 typedef enum fm_role { FM_PROMPT, FM_GENERATED } fm_role;
+
+typedef struct fm_ranks fm_ranks;      /* ranks.h */
 
 typedef struct fm_net {
   const fm_config *cfg;
@@ -20,6 +23,10 @@ typedef struct fm_net {
   fm_kv *kv;
   int part;                            /* of kv, where its rank's rows are */
   fm_ctx *c;
+  fm_ranks *ranks;                     /* passes are run by all of them; NULL: by c alone */
+  const fm_shard *shard;               /* one rank of several: what of the model it has; else NULL */
+  fm_comm *tp, *ep, *share, *pipe;     /* its groups, NULL where it is alone: rows' parts, experts, of these those with the same rows,
+                                          and the same place in the other stages */
   fm_ctx *host;                        /* the CPU, where routed experts are computed; NULL: the device has them too */
   int64_t n_positions;                 /* the longest that a sequence may become */
   int64_t n_turns;                     /* rows of the rotation tables: a window moves on for a while before it is turned back */
@@ -69,15 +76,23 @@ fm_status fm_net_shift(fm_net *net, fm_kv_seq *seq, int64_t keep, int64_t n, fm_
 fm_status fm_pass_begin(fm_pass *p, fm_net *net, fm_seg *segs, int64_t n_segs, bool mtp, const fm_draw_rule *rule);
 /* Runs the next layer; after the last one final norm and logits. *done tells. */
 fm_status fm_pass_layer(fm_pass *p, bool *done);
+/* The residual stream as it stands (n, hidden_size): p->x, or a copy in scratch of what the ranks have. */
+fm_status fm_pass_states(fm_pass *p, float **x);
 void      fm_pass_end(fm_pass *p);
 
 fm_rope   fm_pass_rope(const fm_pass *p, int64_t dim);
+
+/* Adds a product to p->x (all its rows): of a weight whose columns are split among ranks, the sum of all ranks' products. mm's out, ldo,
+   n and add are set here. */
+fm_status fm_pass_add(fm_pass *p, fm_mm mm);
 
 /* Blocks; each adds to p->x. */
 fm_status fm_block_mla(fm_pass *p, const fm_layer *l);
 fm_status fm_block_gqa(fm_pass *p, const fm_layer *l);
 fm_status fm_block_mlp(fm_pass *p, const fm_layer *l);
 fm_status fm_block_moe(fm_pass *p, const fm_layer *l);
+/* The routed experts where they are spread over ranks. spread.c */
+fm_status fm_spread_experts(fm_pass *p, const fm_layer *l, const int32_t *id, const float *weight, const fm_experts *e);
 /* x = eh_proj [enorm(embedding of id); hnorm(h)] for every row of a MTP pass. */
 fm_status fm_mtp_join(fm_pass *p, const float *h);
 

@@ -35,28 +35,49 @@ static fm_status with_host(fm_pass *p, const fm_layer *l, const int32_t *id, con
   return wide ? fm_op_matmul(c, &down, 1) : FM_OK;
 }
 
-fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
+/* Experts whose columns are split among ranks. */
+static fm_status with_parts(fm_pass *p, const int32_t *id, const float *weight, const fm_experts *e) {
+  fm_ctx *c = p->net->c;
+  int64_t len = p->n * e->hidden_size;
+  float *part;
+  TRY(fm_scratch(c, &part, p->n, e->hidden_size));
+  c->ops->clear(c->dev, part, len * (int64_t)sizeof *part);
+  TRY(fm_op_experts(c, part, p->x, id, weight, e, p->n));
+  return fm_op_all_reduce(c, p->net->tp, p->x, part, len);
+}
+
+static fm_status choose(fm_pass *p, const fm_layer *l, int32_t *id, float *weight) {
   fm_ctx *c = p->net->c;
   const fm_config *g = p->net->cfg;
-  int64_t d = g->hidden_size, n_exp = g->n_routed_experts, k = g->num_experts_per_tok;
-  bool shared = l->mlp.gate.rows > 0;
-  float *logits, *weight, eps = (float)g->rms_norm_eps;
-  int32_t *id;
+  int64_t n_exp = g->n_routed_experts;
+  float *logits;
   TRY(fm_scratch(c, &logits, p->n, n_exp));
-  TRY(fm_scratch(c, &weight, p->n, k));
-  TRY(fm_scratch_int(c, &id, p->n * k));
-  fm_mm router = { .w = &l->router, .x = p->x, .ldx = d, .norm = l->post_norm, .eps = eps, .out = logits,
-                   .ldo = n_exp, .n = p->n, .exact = true };
+  fm_mm router = { .w = &l->router, .x = p->x, .ldx = g->hidden_size, .norm = l->post_norm, .eps = (float)g->rms_norm_eps,
+                   .out = logits, .ldo = n_exp, .n = p->n, .exact = true };
   TRY(fm_op_matmul(c, &router, 1));
-  fm_route r = { .n_experts = n_exp, .top_k = k, .n_group = g->topk_method == FM_GREEDY ? 1 : g->n_group,
+  fm_route r = { .n_experts = n_exp, .top_k = g->num_experts_per_tok, .n_group = g->topk_method == FM_GREEDY ? 1 : g->n_group,
                  .topk_group = g->topk_group, .sigmoid = g->scoring_func == FM_SIGMOID,
                  .group_top2 = g->topk_method == FM_NOAUX_TC, .norm_topk_prob = g->norm_topk_prob,
                  .routed_scaling_factor = (float)g->routed_scaling_factor };
-  TRY(fm_op_route(c, id, weight, logits, l->router_bias, &r, p->n));
-  fm_experts e = { .n_experts = n_exp, .top_k = k, .hidden_size = d,
-                   .moe_intermediate_size = g->moe_intermediate_size,
-                   .gate = l->gate, .up = l->up, .down = l->down, .norm = l->post_norm, .eps = eps,
+  return fm_op_route(c, id, weight, logits, l->router_bias, &r, p->n);
+}
+
+fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
+  fm_ctx *c = p->net->c;
+  const fm_config *g = p->net->cfg;
+  int64_t k = g->num_experts_per_tok;
+  bool shared = l->mlp.gate.rows > 0;
+  float *weight;
+  int32_t *id;
+  TRY(fm_scratch(c, &weight, p->n, k));
+  TRY(fm_scratch_int(c, &id, p->n * k));
+  if (p->n) TRY(choose(p, l, id, weight));
+  fm_experts e = { .n_experts = g->n_routed_experts, .top_k = k, .hidden_size = g->hidden_size,
+                   .moe_intermediate_size = l->gate[0].rows, .gate = l->gate, .up = l->up, .down = l->down,
+                   .norm = l->post_norm, .eps = (float)g->rms_norm_eps,
                    .shared_gate = shared ? &l->mlp.gate : NULL, .shared_up = shared ? &l->mlp.up : NULL,
                    .shared_down = shared ? &l->mlp.down : NULL };
+  if (p->net->ep) return fm_spread_experts(p, l, id, weight, &e);
+  if (p->net->tp) return with_parts(p, id, weight, &e);
   return p->net->host ? with_host(p, l, id, weight, &e) : fm_op_experts(c, p->x, p->x, id, weight, &e, p->n);
 }

@@ -1,12 +1,14 @@
 /*
 ** weights.h - checkpoint names -> slots. Matrices stay in the mapped file in their stored dtype; norms and
 ** biases, which are small, become f32. Owner: fm_weights owns the store and the f32 copies.
+** A rank among others (shard.h) takes its own slices: rows are where they are in the mapping, columns are copied.
 */
 #ifndef FM_MODEL_WEIGHTS_H
 #define FM_MODEL_WEIGHTS_H
 
 #include "io/config.h"
 #include "io/safetensors.h"
+#include "model/shard.h"
 #include "op/backend.h"
 
 typedef struct fm_mlp_weights { fm_mat gate, up, down; } fm_mlp_weights;
@@ -23,7 +25,7 @@ typedef struct fm_layer {
   fm_mlp_weights mlp;                            /* dense, or the shared experts (gate.data NULL: none) */
   fm_mat router;
   const float *router_bias;                      /* noaux_tc, else NULL */
-  fm_mat *gate, *up, *down;                      /* (n_routed_experts) each */
+  fm_mat *gate, *up, *down;                      /* (n_routed_experts) each; those of other ranks are empty */
   const float *host_norm;                        /* post_norm where the host can read it, for experts that stay there */
 } fm_layer;
 
@@ -31,6 +33,8 @@ typedef struct fm_mtp_weights { const float *enorm, *hnorm, *norm; fm_mat eh_pro
 
 typedef struct fm_weights {
   fm_store *store;
+  bool borrows;                                  /* the store is somebody else's */
+  fm_shard shard;                                /* how much of it all is filled: everything unless set before */
   fm_mat embed, head;
   const float *norm;
   fm_layer *layer;                               /* num_hidden_layers, then the MTP layer when asked for */
@@ -56,8 +60,8 @@ fm_status fm_weights_new (fm_weights **out, fm_store *store, const fm_config *cf
    finite values, all weights too when they are read. *bytes: of the tensors it took. */
 fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, fm_reading reading, int64_t *bytes,
                           fm_error *err);
-/* Bytes of all that a model takes from the store, which stays the caller's; names, shapes and dtypes are checked. */
-fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, int64_t *size, fm_error *err);
+/* Bytes of all that a rank takes from the store, which stays the caller's; names, shapes and dtypes are checked. NULL: one rank. */
+fm_status fm_weights_size(fm_store *store, const fm_config *cfg, bool mtp, const fm_shard *shard, int64_t *size, fm_error *err);
 /* Moves the slot filled last into the memory of c's device, in the dtype of its arithmetic; nothing to do where that is the
    host's. A piece of it a call, until *done. The experts of a layer stand at equal distances, or stay (w->experts_stay). */
 fm_status fm_weights_place(fm_weights *w, fm_ctx *c, bool *done, fm_error *err);

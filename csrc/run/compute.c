@@ -19,11 +19,13 @@ typedef struct gather {
   float *last;                           /* (hidden_size) final-normed state of the row before the chunk */
 } gather;
 
-static fm_status tap(const gather *g, const fm_pass *p, int64_t at, const float *rows, int64_t layer) {
+/* rows NULL: the states as they stand. */
+static fm_status tap(const gather *g, fm_pass *p, int64_t at, float *rows, int64_t layer) {
   int64_t d = g->m->cfg.hidden_size;
   float *host;
   if (!g->states) return FM_OK;
   fm_mark mark = fm_arena_mark(&g->m->c.arena);
+  if (!rows) TRY(fm_pass_states(p, &rows));
   TRY(fm_to_host(&g->m->c, &host, rows, p->n, d));
   memcpy(g->hidden + (layer * g->n + at) * d, host, (size_t)(p->n * d) * sizeof *rows);
   fm_arena_release(&g->m->c.arena, mark);
@@ -67,10 +69,10 @@ static fm_status mtp_chunk(gather *g, fm_session *s, int64_t a, int64_t b, const
 static fm_status run_pass(gather *g, fm_session *s, fm_pass *p, int64_t a, int64_t b) {
   int64_t d = g->m->cfg.hidden_size, layers = g->m->cfg.num_hidden_layers;
   bool done = false;
-  TRY(tap(g, p, a, p->x, 0));
+  TRY(tap(g, p, a, NULL, 0));
   while (!done) {
     TRY(fm_pass_layer(p, &done));
-    if (p->layer < layers) TRY(tap(g, p, a, p->x, p->layer));
+    if (p->layer < layers) TRY(tap(g, p, a, NULL, p->layer));
   }
   TRY(tap(g, p, a, p->hidden, layers));
   float *host;

@@ -15,6 +15,8 @@ typedef struct setup {
   int64_t ctx, seqs, n_pages, prefix_pages, chunk, budget;
   int drafts;
   bool host_experts;
+  fm_forms forms;
+  int n_ranks;
 } setup;
 
 /* ---- options ------------------------------------------------------------------------------------ */
@@ -85,12 +87,13 @@ static fm_status size_cache(setup *s, const fm_config *g, const fm_load_options 
   int64_t page = fm_kv_page_size(g, s->cache, s->drafts > 0);
   // one page more a sequence: a last page shared after a fork is copied before the old one is free
   int64_t each = (s->ctx + FM_PAGE - 1) / FM_PAGE + 1;
-  s->n_pages = s->seqs * each;
-  if (o->cache_bytes && o->cache_bytes / page < s->n_pages) s->n_pages = o->cache_bytes / page;
-  if (s->n_pages < each)
+  int dp = s->forms.dp;                  // each group of ranks has pages for its share of the sequences
+  s->n_pages = (s->seqs + dp - 1) / dp * each * dp;
+  if (o->cache_bytes && o->cache_bytes / page < s->n_pages) s->n_pages = o->cache_bytes / page / dp * dp;
+  if (s->n_pages < each * dp)
     return fm_hint(err, fm_fail(err, FM_ELIMIT, "cache_bytes = %lld does not hold one sequence of %lld tokens",
                                 (long long)o->cache_bytes, (long long)s->ctx),
-                   "%lld bytes do", (long long)(each * page));
+                   "%lld bytes do", (long long)(each * page * dp));
   s->prefix_pages = o->prefix_bytes < 0 ? s->n_pages : o->prefix_bytes / page;
   return FM_OK;
 }
@@ -98,12 +101,17 @@ static fm_status size_cache(setup *s, const fm_config *g, const fm_load_options 
 static fm_status make_setup(setup *s, const fm_backend *ops, const fm_config *g, fm_dtype stored,
                             const fm_load_options *o, fm_error *err) {
   TRY(check_dtype(s, ops, g, stored, o, err));
+  TRY(fm_forms_choose(&s->forms, o, g, err));
+  s->n_ranks = fm_device_count(o->device);
+  if (s->n_ranks > 1 && !ops->comm)
+    return fm_fail(err, FM_EUNSUPPORTED, "devices of the %s do not work together in this version", ops->name);
   int64_t limit = g->max_position_embeddings;
   s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
   s->seqs = o->seqs ? o->seqs : 4;
   s->host_experts = o->experts && strcmp(o->experts, "host") == 0 && ops->upload && g->n_routed_experts > 0;
   s->drafts = g->num_nextn_predict_layers ? (o->mtp < 0 ? 1 : o->mtp) : 0;
   if (o->mtp == FM_MTP_AUTO && s->drafts) s->drafts = FM_AUTO_DRAFTS;
+  if (s->host_experts && s->n_ranks > 1) return fm_fail(err, FM_EUNSUPPORTED, "experts = \"host\" is for one device");
   s->budget = o->budget ? o->budget : (o->chunk > ops->chunk ? o->chunk : ops->chunk);
   s->chunk = o->chunk ? o->chunk : s->budget;
   return size_cache(s, g, o, err);
@@ -136,7 +144,7 @@ static fm_status fill_plan(fm_plan *p, fm_ctx *c, fm_store *store, const fm_conf
   p->free_memory = free_bytes;
   p->device = c->ops->name;
   p->parameters = fm_store_parameters(store);
-  TRY(fm_weights_size(store, g, s->drafts > 0, &p->weights, err));
+  TRY(fm_weights_size(store, g, s->drafts > 0, NULL, &p->weights, err));
   if (!fm_mul(s->n_pages, page, &p->cache))
     return fm_fail(err, FM_EOVERFLOW, "ctx * seqs = %lld * %lld is too large", (long long)s->ctx,
                    (long long)s->seqs);
@@ -182,7 +190,9 @@ fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, 
   fm_plan p = { 0 };
   fm_ctx c;
   if (!o) o = &dflt;
-  TRY(fm_ctx_open(&c, o->device, 1, err));
+  char name[64];
+  fm_device_name(name, o->device, 0);
+  TRY(fm_ctx_open(&c, name, 1, err));
   fm_status status = plan(&p, &c, dir, o, err);
   fm_ctx_close(&c);
   if (status == FM_OK) *out = p;
@@ -196,6 +206,7 @@ struct fm_loader {
   setup s;
   fm_reading reading;
   int64_t slot, done, total;
+  int rank;
   int64_t bytes; bool filled;            /* of the slot that is being placed */
 };
 
@@ -224,21 +235,48 @@ static fm_status check_room(fm_model *m, fm_store *store, const setup *s, fm_err
                  (long long)p.max_ctx);
 }
 
-/* A device, its threads where the options want them. */
+/* One of the devices, its threads where the options want them; ranks of one machine share its cores. */
 static fm_status open_device(fm_ctx *c, const char *device, const fm_load_options *o, fm_error *err) {
-  int n = o->threads, named_cpus = 0;
-  if (o->cpus) TRY(fm_pool_count(o->cpus, &named_cpus, err));
-  TRY(fm_ctx_open(c, device, n ? n : named_cpus, err));
+  int n = o->threads, cpus = 0, ranks = fm_device_count(o->device);
+  if (o->cpus) TRY(fm_pool_count(o->cpus, &cpus, err));
+  if (!n && !cpus && ranks > 1) cpus = fm_pool_cores();
+  if (!n && cpus) n = cpus > ranks ? cpus / ranks : 1;
+  TRY(fm_ctx_open(c, device, n, err));
   return o->cpus && c->ops->pin ? c->ops->pin(c->dev, o->cpus, err) : FM_OK;
+}
+
+/* Ranks beside the first: their devices, and places for their weights. */
+static fm_status open_ranks(fm_loader *l, fm_store *store, const fm_load_options *o, fm_error *err) {
+  fm_model *m = l->m;
+  char name[64];
+  TRY(fm_ranks_new(&m->ranks, &m->cfg, l->s.forms, l->s.drafts > 0, &m->c, err));
+  for (int i = 0; i < l->s.n_ranks; i++) {
+    fm_rank *r = fm_ranks_at(m->ranks, i);
+    int64_t size;
+    fm_device_name(name, o->device, i);
+    if (i) TRY(open_device(r->c, name, o, err));
+    if (r->c->ops != m->c.ops) return fm_fail(err, FM_EUNSUPPORTED, "devices of two kinds do not work together: %s", o->device);
+    if (i) TRY(fm_weights_new(&r->w, NULL, &m->cfg, m->drafts > 0, err));
+    else r->w = m->w;
+    r->w->store = store;
+    r->w->borrows = i > 0;
+    r->w->shard = r->shard;
+    r->c->arithmetic = m->c.arithmetic, r->c->debug = m->c.debug, r->c->loose = m->c.loose;
+    TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, &r->shard, &size, err));
+    l->total += size;
+  }
+  return FM_OK;
 }
 
 static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *err) {
   fm_model *m = l->m;
   fm_store *store;
+  char name[64];
   TRY(fm_config_load(&m->cfg, m->dir, err));
   TRY(check_options(&m->cfg, o, err));
   TRY(fm_store_open(&store, m->dir, err));
-  fm_status status = open_device(&m->c, o->device, o, err);
+  fm_device_name(name, o->device, 0);
+  fm_status status = open_device(&m->c, name, o, err);
   if (status == FM_OK) status = make_setup(&l->s, m->c.ops, &m->cfg, stored_dtype(store), o, err);
   if (status == FM_OK) status = check_room(m, store, &l->s, err);
   if (status == FM_OK && l->s.host_experts) status = open_device(&m->host, "cpu", o, err);
@@ -257,7 +295,8 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   m->c.debug |= o->debug;
   m->c.loose = o->nondeterministic;
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
-  TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, &l->total, err));
+  if (l->s.n_ranks > 1) TRY(open_ranks(l, store, o, err));
+  else TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, NULL, &l->total, err));
   m->w->experts_stay = l->s.host_experts;
   if (l->s.host_experts) m->stats.host_weight_bytes = fm_weights_expert_bytes(store, &m->cfg, m->drafts > 0);
   return open_tokenizer(m, err);
@@ -282,17 +321,20 @@ fm_status fm_loader_open(fm_loader **out, const char *dir, const fm_load_options
 }
 
 fm_status fm_loader_step(fm_loader *l, int64_t *done, int64_t *total, fm_error *err) {
-  fm_weights *w = l->m->w;
+  fm_model *m = l->m;
+  fm_weights *w = m->ranks ? fm_ranks_at(m->ranks, l->rank)->w : m->w;
+  fm_ctx *c = m->ranks ? fm_ranks_at(m->ranks, l->rank)->c : &m->c;
   bool placed;
   if (l->slot <= w->n_layers) {
-    if (!l->filled) TRY(fm_weights_fill(w, &l->m->cfg, l->slot, l->reading, &l->bytes, err));
+    if (!l->filled) TRY(fm_weights_fill(w, &m->cfg, l->slot, l->reading, &l->bytes, err));
     l->filled = true;
-    TRY(fm_weights_place(w, &l->m->c, &placed, err));
+    TRY(fm_weights_place(w, c, &placed, err));
     if (placed) {
       l->filled = false;
-      l->slot++;
       l->done += l->bytes;
-      l->m->stats.weight_bytes += l->bytes;
+      m->stats.weight_bytes += l->bytes;
+      l->rank = (l->rank + 1) % l->s.n_ranks;
+      l->slot += l->rank == 0;
     }
   }
   *done = l->done;
@@ -309,15 +351,25 @@ static void log_loaded(const fm_model *m) {
          (long long)m->kv->n_pages, FM_PAGE, fm_dtype_name(m->kv->dtype), m->drafts ? "MTP drafts" : "no drafts");
 }
 
+static fm_status make_cache(fm_loader *l, fm_error *err) {
+  fm_model *m = l->m;
+  fm_kv_part part[FM_MOST_RANKS];
+  if (!m->ranks) return fm_kv_new(&m->kv, &m->c, &m->cfg, l->s.cache, m->drafts > 0, l->s.n_pages, err);
+  fm_ranks_parts(m->ranks, part);
+  return fm_kv_new_parts(&m->kv, part, l->s.n_ranks, l->s.forms.dp, &m->cfg, l->s.cache, m->drafts > 0, l->s.n_pages, err);
+}
+
 fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   fm_model *m = l->m;
   if (!m || l->slot <= m->w->n_layers) return fm_fail(err, FM_EINVAL, "loading is not done yet");
   int64_t v = m->cfg.vocab_size;
-  TRY(fm_kv_new(&m->kv, &m->c, &m->cfg, l->s.cache, m->drafts > 0, l->s.n_pages, err));
+  TRY(make_cache(l, err));
   if (l->s.prefix_pages)
     TRY(fm_prefix_new(&m->prefix, m->kv, l->s.prefix_pages, m->drafts ? m->cfg.hidden_size : 0, &m->clock, err));
   int64_t n_valid = m->tok ? fm_tokenizer_size(m->tok) : v;
-  TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, n_valid < v ? n_valid : v, err));
+  n_valid = n_valid < v ? n_valid : v;
+  if (m->ranks) TRY(fm_ranks_ready(m->ranks, &m->net, m->kv, m->ctx, n_valid, err));
+  else TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, n_valid, err));
   if (l->s.host_experts) m->net.host = &m->host;
   TRY(fm_ctx_reserve(&m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
   TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
@@ -355,11 +407,16 @@ void fm_model_close(fm_model *m) {
   fm_free(m->work.rule);
   fm_sampler_free(m->sampler);
   fm_grammars_free(m->grammars);
-  fm_net_free(&m->net);
   fm_prefix_free(m->prefix);
-  fm_kv_free(m->kv);
-  fm_weights_free(m->w);
   fm_tokenizer_free(m->tok);
+  if (!fm_ranks_stop(m->ranks)) {        // what a lost rank may still touch is left to it, the context inside of *m too
+    fm_log(FM_LOG_WARNING, "%s: a rank did not come back, its memory is not given back either", m->dir);
+    return;
+  }
+  fm_net_free(&m->net);
+  fm_kv_free(m->kv);
+  fm_ranks_free(m->ranks);
+  fm_weights_free(m->w);
   if (m->c.dev) fm_ctx_close(&m->c);
   if (m->host.dev) fm_ctx_close(&m->host);
   fm_free(m->dir);
@@ -381,6 +438,9 @@ fm_stats fm_model_stats(const fm_model *m) {
   fm_stats s = m->stats;
   s.device = m->c.ops->name;
   m->c.ops->info(m->c.dev, &s.simd, &s.threads);
+  fm_forms of = m->ranks ? fm_ranks_forms(m->ranks) : (fm_forms){ 1, 1, 1, 1 };
+  s.ranks = m->ranks ? fm_ranks_size(m->ranks) : 1;
+  s.tp = of.tp, s.dp = of.dp, s.pp = of.pp, s.ep = of.ep;
   s.pages = m->kv->n_pages;
   s.pages_used = m->kv->n_pages - m->kv->n_free;
   s.page_tokens = FM_PAGE;

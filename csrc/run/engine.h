@@ -9,7 +9,7 @@
 #include <stdio.h>
 
 #include "io/tokenizer.h"
-#include "model/model.h"
+#include "model/ranks.h"
 #include "run/grammar.h"
 #include "run/prefix.h"
 
@@ -98,7 +98,8 @@ struct fm_model {
   char *dir;
   fm_config cfg;
   fm_weights *w;
-  fm_ctx c, host;                        /* host: the CPU for experts that stay there; closed otherwise */
+  fm_ranks *ranks;                       /* NULL: one device */
+  fm_ctx c, host;                        /* c: the first rank's; host: the CPU for experts that stay there; closed otherwise */
   fm_kv *kv;
   fm_prefix *prefix;                     /* NULL: none is kept */
   fm_net net;
@@ -125,6 +126,13 @@ fm_tokenizer    *fm_model_tokenizer(const fm_model *m);   /* NULL: none */
 int              fm_model_mtp(const fm_model *m);         /* drafts a step as loaded */
 const char      *fm_model_dir(const fm_model *m);
 int64_t          fm_model_seqs(const fm_model *m);
+
+/* ---- parallel.c ---- */
+/* Names of devices, "cpu,cpu": how many, and the i-th. */
+int       fm_device_count(const char *devices);
+void      fm_device_name(char name[64], const char *devices, int i);
+/* How the devices share the work: as the options say, what they leave open as suits the model. FM_EINVAL, FM_EUNSUPPORTED: not so. */
+fm_status fm_forms_choose(fm_forms *out, const fm_load_options *o, const fm_config *cfg, fm_error *err);
 
 /* ---- share.c ---- */
 /* Offers the model to whoever adopts it by this number, once; the offer holds a count. FM_ELIMIT: no such offer. */

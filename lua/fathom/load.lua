@@ -19,24 +19,35 @@ local known = {
   chunk = is.count(1), budget = is.count(1), cache_bytes = is.count(1), prefix_cache = is.one_of(is.boolean, is.count(0)),
 }
 
-local parallel_known = { tp = is.count(1), dp = is.count(1), pp = is.count(1), ep = is.count(1) }
+local parallel_known = { tp = is.count(1, 320), dp = is.count(1, 320), pp = is.count(1, 320), ep = is.count(1, 320) }
 
 local plan_known = sampling.merge({}, known)
 plan_known.progress, plan_known.verify, plan_known.debug = nil, nil, nil
 
 -- ---- devices ---------------------------------------------------------------------------------------------
 
--- A name the core knows, or nil, err.
-local function device_of(what, device)
-  if device == nil then return "auto" end
-  if type(device) == "table" then
-    if #device == 1 and type(device[1]) == "string" then return device_of(what, device[1]) end
-    if #device == 0 and next(device) == nil then options.raise(what .. ": option 'device' is an empty list") end
-    return fault.give("unsupported", "several devices, and devices that are only described, are not in this version",
-                      'use device = "cpu"')
+-- One name that the core knows, or nil, err.
+local function name_of(device)
+  if type(device) ~= "string" then
+    return fault.give("unsupported", "devices that are only described are not in this version", 'use device = "cpu"')
   end
   if device:find "^%l+$" or device:find "^%l+:%d+$" then return device end   -- its library says more
   return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto", "cpu", "cuda" or "cuda:0"')
+end
+
+-- Names with commas between, as the core takes them, or nil, err.
+local function device_of(what, device)
+  if device == nil then return "auto" end
+  if type(device) ~= "table" then return name_of(device) end
+  if #device == 0 and next(device) == nil then options.raise(what .. ": option 'device' is an empty list") end
+  local names = {}
+  for i, one in ipairs(device) do
+    local name, err = name_of(one)
+    if not name then return nil, err end
+    names[i] = name
+  end
+  if #names == 0 then return name_of(device) end
+  return table.concat(names, ",")
 end
 
 -- Bytes that common prefixes may keep; -1: whatever is free.
@@ -48,12 +59,9 @@ end
 local function core_options(what, o)
   local device, err = device_of(what, o.device)
   if not device then return nil, err end
-  for _, n in pairs(type(o.parallel) == "table" and options.check(what .. ": parallel", o.parallel, parallel_known) or {}) do
-    if n ~= 1 then
-      return fault.give("unsupported", "running on several devices is not in this version", "leave parallel out")
-    end
-  end
-  return { device = device, dtype = o.dtype, cache_dtype = o.cache_dtype, experts = o.experts, ctx = math.tointeger(o.ctx),
+  local forms = type(o.parallel) == "table" and options.check(what .. ": parallel", o.parallel, parallel_known) or {}
+  return { device = device, tp = math.tointeger(forms.tp), dp = math.tointeger(forms.dp), pp = math.tointeger(forms.pp),
+           ep = math.tointeger(forms.ep), dtype = o.dtype, cache_dtype = o.cache_dtype, experts = o.experts, ctx = math.tointeger(o.ctx),
            seqs = math.tointeger(o.seqs), threads = math.tointeger(o.threads), cpus = o.cpus, verify = o.verify, debug = o.debug,
            deterministic = o.deterministic ~= false, mtp = sampling.drafts(o.mtp),
            chunk = math.tointeger(o.chunk), budget = math.tointeger(o.budget),

@@ -1,0 +1,260 @@
+/*
+** ranks.c - a model on several ranks: dealing a pass, running it, gathering what came of it.
+*/
+#include "model/ranks.h"
+
+#include <string.h>
+
+typedef struct grouping { int size; fm_group **group; int n; } grouping;
+
+struct fm_ranks {
+  fm_team *team;
+  fm_forms of;
+  bool mtp;
+  int n;
+  const fm_config *cfg;
+  grouping tp, ep, share, pipe;
+  fm_rank *rank;
+  /* the pass under way, for the ranks' threads */
+  fm_pass *pass;
+  bool generated;
+};
+
+int fm_ranks_size(const fm_ranks *r) { return r->n; }
+fm_rank *fm_ranks_at(fm_ranks *r, int i) { return &r->rank[i]; }
+fm_forms fm_ranks_forms(const fm_ranks *r) { return r->of; }
+
+/* ---- life ------------------------------------------------------------------------------------------------ */
+
+fm_status fm_ranks_new(fm_ranks **out, const fm_config *cfg, fm_forms of, bool mtp, fm_ctx *c, fm_error *err) {
+  fm_ranks *r = fm_zalloc(sizeof *r);
+  if (!r) return fm_no_memory(err, sizeof *r);
+  *r = (fm_ranks){ .of = of, .mtp = mtp, .n = of.pp * of.dp * of.tp, .cfg = cfg };
+  r->rank = fm_array(r->n, sizeof *r->rank);
+  fm_status status = r->rank ? fm_team_new(&r->team, r->n, 0, err) : fm_no_memory(err, r->n * (int64_t)sizeof *r->rank);
+  if (status != FM_OK) {
+    fm_ranks_free(r);
+    return status;
+  }
+  for (int i = 0; i < r->n; i++) {
+    fm_rank *k = &r->rank[i];
+    fm_shard_make(&k->shard, cfg, of, mtp, i);
+    k->c = i ? &k->own : c;
+    k->cfg = *cfg;
+    k->cfg.num_attention_heads /= of.tp;
+    k->cfg.num_key_value_heads /= of.tp;
+  }
+  *out = r;
+  return FM_OK;
+}
+
+static void leave(fm_comm *m, fm_ctx *c) {
+  if (m) c->ops->comm->leave(m);
+}
+
+static void dissolve(const fm_ranks *r, grouping *g) {
+  for (int i = 0; g->group && i < g->n; i++)
+    if (g->group[i]) r->rank[0].c->ops->comm->dissolve(g->group[i]);
+  fm_free(g->group);
+}
+
+bool fm_ranks_stop(fm_ranks *r) {
+  if (!r) return true;
+  if (!fm_team_free(r->team)) return false;
+  r->team = NULL;
+  return true;
+}
+
+void fm_ranks_free(fm_ranks *r) {
+  if (!r || !fm_ranks_stop(r)) return;
+  for (int i = 0; r->rank && i < r->n; i++) {
+    fm_rank *k = &r->rank[i];
+    leave(k->net.tp, k->c), leave(k->net.ep, k->c), leave(k->net.share, k->c), leave(k->net.pipe, k->c);
+    if (k->net.c) fm_net_free(&k->net);
+    if (i) fm_weights_free(k->w);
+    fm_free(k->seg);
+    fm_free(k->place);
+    fm_free(k->rule);
+  }
+  if (r->rank && r->rank[0].c->ops)
+    dissolve(r, &r->tp), dissolve(r, &r->ep), dissolve(r, &r->share), dissolve(r, &r->pipe);
+  for (int i = 1; r->rank && i < r->n; i++)
+    if (r->rank[i].own.dev) fm_ctx_close(&r->rank[i].own);
+  fm_free(r->rank);
+  fm_free(r);
+}
+
+void fm_ranks_parts(fm_ranks *r, fm_kv_part *out) {
+  bool heads = r->cfg->family == FM_QWEN2;         // a latent is the same for all heads
+  for (int i = 0; i < r->n; i++) {
+    const fm_shard *s = &r->rank[i].shard;
+    out[i] = (fm_kv_part){ .c = r->rank[i].c, .group = s->d, .layer = s->layer, .n_layers = s->end - s->layer,
+                           .slice = heads ? s->t : 0, .n_slices = heads ? r->of.tp : 1 };
+  }
+}
+
+static fm_status found(fm_ranks *r, grouping *g, int size, fm_error *err) {
+  *g = (grouping){ .size = size, .n = size > 1 ? r->n / size : 0 };
+  if (size == 1) return FM_OK;
+  g->group = fm_array(g->n, sizeof(fm_group *));
+  if (!g->group) return fm_no_memory(err, g->n * (int64_t)sizeof(fm_group *));
+  for (int i = 0; i < g->n; i++) TRY(r->rank[0].c->ops->comm->found(&g->group[i], fm_team_hub(r->team), size, err));
+  return FM_OK;
+}
+
+static fm_status join(const fm_rank *k, grouping *g, fm_comm **out, int which, int me, fm_error *err) {
+  return g->size > 1 ? k->c->ops->comm->join(out, g->group[which], k->c->dev, me, err) : FM_OK;
+}
+
+static fm_status connect(fm_ranks *r, fm_error *err) {
+  fm_forms of = r->of;
+  int stage = of.dp * of.tp;
+  TRY(found(r, &r->tp, of.tp, err));
+  TRY(found(r, &r->ep, r->cfg->n_routed_experts ? of.ep : 1, err));
+  TRY(found(r, &r->share, r->ep.size < of.tp ? r->ep.size : of.tp, err));
+  TRY(found(r, &r->pipe, of.pp, err));
+  for (int i = 0; i < r->n; i++) {
+    fm_rank *k = &r->rank[i];
+    TRY(join(k, &r->tp, &k->net.tp, i / of.tp, i % of.tp, err));
+    TRY(join(k, &r->ep, &k->net.ep, i / r->ep.size, i % r->ep.size, err));
+    TRY(join(k, &r->share, &k->net.share, i / r->share.size, i % r->share.size, err));
+    TRY(join(k, &r->pipe, &k->net.pipe, i % stage, i / stage, err));
+  }
+  return FM_OK;
+}
+
+fm_status fm_ranks_ready(fm_ranks *r, fm_net *net, fm_kv *kv, int64_t n_positions, int64_t n_valid, fm_error *err) {
+  for (int i = 0; i < r->n; i++) {
+    fm_rank *k = &r->rank[i];
+    TRY(fm_net_init(&k->net, k->c, &k->cfg, k->w, kv, n_positions, n_valid, err));
+    k->net.part = i;
+    k->net.shard = &k->shard;
+  }
+  TRY(connect(r, err));
+  *net = (fm_net){ .cfg = r->cfg, .w = r->rank[0].w, .kv = kv, .c = r->rank[0].c, .ranks = r, .n_positions = n_positions,
+                   .n_turns = r->rank[0].net.n_turns, .n_valid = n_valid };
+  return FM_OK;
+}
+
+/* ---- dealing ----------------------------------------------------------------------------------------------- */
+
+/* Rank k's own segments. Who only helps with rows that another one speaks for gives no logits. */
+static fm_status deal_to(const fm_ranks *r, fm_rank *k, const fm_seg *segs, int64_t n_segs, const fm_draw_rule *rule, fm_error *err) {
+  int64_t n_rule = 0;
+  k->n_segs = 0;
+  TRY(fm_grow(&k->seg, &k->cap_seg, n_segs, sizeof *k->seg, err));
+  TRY(fm_grow(&k->place, &k->cap_place, n_segs, sizeof *k->place, err));
+  for (int64_t i = 0; i < n_segs; i++) {
+    const fm_seg *s = &segs[i];
+    if (s->seq->group != k->shard.d) continue;
+    if (rule) TRY(fm_grow(&k->rule, &k->cap_rule, n_rule + s->n_logits, sizeof *k->rule, err));
+    if (rule && s->n_logits) memcpy(k->rule + n_rule, rule + s->logits_row, (size_t)s->n_logits * sizeof *rule);
+    n_rule += s->n_logits;
+    k->place[k->n_segs] = (struct fm_dealt){ s->row, s->logits_row };
+    k->seg[k->n_segs] = *s;
+    if (k->shard.t || k->shard.stage + 1 < r->of.pp) k->seg[k->n_segs].n_logits = 0;
+    k->n_segs++;
+  }
+  k->pass = (fm_pass){ .net = &k->net, .mark = fm_scratch_here(k->c) };
+  return FM_OK;
+}
+
+static fm_status begin_one(void *arg, int i, fm_error *err) {
+  fm_ranks *r = arg;
+  fm_rank *k = &r->rank[i];
+  const fm_draw_rule *rule = r->pass->rule && k->n_segs ? k->rule : NULL;
+  fm_status status = fm_pass_begin(&k->pass, &k->net, k->seg, k->n_segs, r->pass->mtp, rule);
+  k->c->generated = r->generated;        // whose rows are read by others' roles: a pass has one
+  if (status != FM_OK) *err = k->c->err;
+  return status;
+}
+
+static fm_status run(fm_ranks *r, fm_team_fn fn) {
+  fm_ctx *c = r->rank[0].c;
+  fm_error err;
+  fm_status status = fm_team_run(r->team, fn, r, &err);
+  if (status != FM_OK) c->err = err;
+  return status;
+}
+
+fm_status fm_ranks_begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_rule *rule) {
+  fm_ranks *r = p->net->ranks;
+  fm_ctx *c = p->net->c;
+  int64_t d = r->cfg->hidden_size;
+  for (int64_t i = 0; i < n_segs; i++) {
+    segs[i].row = p->n;
+    segs[i].logits_row = p->n_logits;
+    p->n += segs[i].n;
+    p->n_logits += segs[i].n_logits;
+  }
+  p->rule = (fm_draw_rule *)(uintptr_t)(p->n_logits && c->ops->draw ? rule : NULL);
+  r->pass = p;
+  r->generated = n_segs > 0 && segs[0].role == FM_GENERATED;
+  for (int i = 0; i < r->n; i++) r->rank[i].pass = (fm_pass){ .net = &r->rank[i].net, .mark = fm_scratch_here(r->rank[i].c) };
+  TRY(fm_scratch(c, &p->hidden, p->n, d));
+  TRY(fm_scratch(c, &p->logits, p->n_logits, r->cfg->vocab_size));
+  TRY(fm_scratch_int(c, &p->drawn, p->n_logits));
+  for (int i = 0; i < r->n; i++) TRY(deal_to(r, &r->rank[i], segs, n_segs, p->rule, &c->err));
+  return run(r, begin_one);
+}
+
+/* ---- running ------------------------------------------------------------------------------------------------- */
+
+/* Whether the rank speaks for its rows: the first of those that share them, where they are. */
+static bool speaks(const fm_rank *k, int stage) { return k->shard.t == 0 && k->shard.stage == stage; }
+
+/* A rank's rows into their places among all. */
+static void gather(const fm_rank *k, float *to, const float *from, int64_t width) {
+  for (int64_t i = 0, row = 0; i < k->n_segs; row += k->seg[i++].n)
+    memcpy(to + k->place[i].row * width, from + row * width, (size_t)(k->seg[i].n * width) * sizeof *to);
+}
+
+static void gather_logits(const fm_rank *k, const fm_pass *p, int64_t v) {
+  for (int64_t i = 0, row = 0; i < k->n_segs; row += k->seg[i++].n_logits) {
+    size_t n = (size_t)k->seg[i].n_logits;
+    if (!n) continue;
+    memcpy(p->logits + k->place[i].logits_row * v, k->pass.logits + row * v, n * (size_t)v * sizeof *p->logits);
+    if (p->rule) memcpy(p->drawn + k->place[i].logits_row, k->pass.drawn + row, n * sizeof *p->drawn);
+  }
+}
+
+static fm_status layer_one(void *arg, int i, fm_error *err) {
+  fm_ranks *r = arg;
+  fm_rank *k = &r->rank[i];
+  bool done;
+  fm_status status = fm_pass_layer(&k->pass, &done);
+  if (status != FM_OK) *err = k->c->err;
+  if (status != FM_OK || !done || !speaks(k, r->of.pp - 1)) return status;
+  gather(k, r->pass->hidden, k->pass.hidden, r->cfg->hidden_size);
+  gather_logits(k, r->pass, r->cfg->vocab_size);
+  return FM_OK;
+}
+
+fm_status fm_ranks_layer(fm_pass *p) {
+  TRY(run(p->net->ranks, layer_one));
+  p->layer++;
+  return FM_OK;
+}
+
+/* The stage that the residual stream is at. */
+static int stage_of(const fm_ranks *r, int64_t layer) {
+  int s = 0;
+  while (s < r->of.pp - 1 && layer >= fm_part(r->cfg->num_hidden_layers, r->of.pp, s + 1)) s++;
+  return s;
+}
+
+fm_status fm_ranks_states(fm_pass *p, float **x) {
+  fm_ranks *r = p->net->ranks;
+  TRY(fm_scratch(p->net->c, x, p->n, r->cfg->hidden_size));
+  for (int i = 0; i < r->n; i++)
+    if (speaks(&r->rank[i], stage_of(r, p->layer))) gather(&r->rank[i], *x, r->rank[i].pass.x, r->cfg->hidden_size);
+  return FM_OK;
+}
+
+void fm_ranks_end(fm_pass *p) {
+  fm_ranks *r = p->net->ranks;
+  if (r->pass != p) return;
+  if (fm_team_lost(r->team)) return;     // what it holds is left to it
+  for (int i = r->n - 1; i >= 0; i--) fm_pass_end(&r->rank[i].pass);
+  r->pass = NULL;
+}
