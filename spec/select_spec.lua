@@ -90,6 +90,15 @@ describe("vote", function()
     assert.equal(1.0, none.abstention)
   end)
 
+  it("keeps results that survive JSON, whatever a key is", function()
+    local r = assert(fathom.vote(numbers { "3", "9", "9" }, "Q", { n = 3, key = function(s) return tonumber(s.answer) end }))
+    assert.same({ "9", { ["3"] = 1, ["9"] = 2 } }, { r.winner, r.counts })
+    assert.same(r.counts, json.decode(json.encode(r)).counts)
+    raises("'key' must give a text or nil, it gave a table", function()
+      fathom.vote(numbers { "3" }, "Q", { n = 1, key = function() return {} end })
+    end)
+  end)
+
   it("works on a model, in a conversation", function()
     local model <close> = assert(fathom.load(fathom.pocket, { seqs = 4 }))
     local talk <close> = model:session { seed = 1 }
@@ -188,6 +197,29 @@ describe("reject", function()
     return fathom.reject(o)
   end
 
+  it("makes again what is no longer in the file, whatever the journal says", function()
+    local path = dir .. "/lost.jsonl"
+    run(path)
+    local whole = helper.read(path)
+    local function comes_back(resumed)
+      assert.equal("40 40 30 " .. resumed, run(path))
+      assert.equal(whole, helper.read(path))
+      assert.equal("40 40 30 40", run(path))
+    end
+    os.remove(path)
+    comes_back(0)
+    helper.write(path, (whole:gsub("^[^\n]*\n[^\n]*\n", "%0", 1):gsub('\n{[^\n]*"index": 9,[^\n]*', "", 1)))
+    assert.is_true(#helper.read(path) < #whole)
+    comes_back(8)
+    helper.write(path, "5\n" .. whole:gsub("^[^\n]*\n", "", 1))
+    comes_back(0)
+    helper.write(path .. ".journal", (helper.read(path .. ".journal"):gsub("\n[^\n]*\n", "\n7\n", 1)))
+    comes_back(0)
+    local r, err = fathom.reject { backend = numbers { "1" }, prompts = { "a" }, path = dir, reward = error }
+    assert.is_nil(r)
+    assert.equal("io", err.code)
+  end)
+
   it("goes on with the same settings only, and not without its journal", function()
     assert.equal(6, assert(small()).kept)
     for _, changes in ipairs { { seed = 4 }, { n = 3 }, { prompts = { "a", "b", "d" } }, { temperature = 0.1 } } do
@@ -254,11 +286,31 @@ describe("reject", function()
     assert.equal(row.text, again[row.sample + 1].text)
   end)
 
+  it("takes an iterator of texts, too", function()
+    local n = 0
+    local r = assert(fathom.reject { backend = numbers { "1", "2" }, path = dir .. "/iterator.jsonl", n = 1,
+                                     reward = function() return 1 end, prompts = function()
+      n = n + 1
+      return n < 3 and "Number " .. n or nil
+    end })
+    assert.equal(2, r.kept)
+  end)
+
   it("says what is wrong with a call", function()
     raises("option 'path' is missing", function() fathom.reject { backend = fathom.mock { replies = {} }, prompts = { "a" } } end)
     raises("unknown option 'promts' %(did you mean 'prompts'%?%)", function() fathom.reject { promts = 1 } end)
     local r, err = small { prompts = { { reference = 1 } } }
     assert.is_nil(r)
     assert.matches("prompt 1 has neither", err.message)
+    local function call(opts)
+      for name, value in pairs { backend = numbers { "1" }, prompts = { "a" }, path = dir .. "/call.jsonl", n = 1 } do
+        if opts[name] == nil then opts[name] = value end
+      end
+      return function() fathom.reject(opts) end
+    end
+    raises("a reward must be a number, got nil", call { reward = function() end })
+    raises("prompt 1 must be a text or a table, got a number", call { reward = error, prompts = { 5 } })
+    -- what a caller's function raises has one place, its own, behind the call's
+    raises("^[^:]*:%d+: [^:]*select_spec.lua:%d+: a slip$", call { reward = function() error "a slip" end })
   end)
 end)

@@ -13,6 +13,12 @@ function jsonl.read(path, opts)
   opts = opts or {}
   local f, why = io.open(path, "rb")
   if not f then return fault.give("io", "cannot be read: " .. why) end
+  -- opening a folder works; only reading from it does not
+  local readable, reason_not = f:read(0)
+  if not readable and reason_not then
+    f:close()
+    return fault.give("io", ("cannot be read: %s: %s"):format(path, reason_not))
+  end
   local out, n = {}, 0
   for line in f:lines "L" do
     n = n + 1

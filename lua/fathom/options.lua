@@ -4,12 +4,13 @@ local options = {}
 
 local here = debug.getinfo(1, "S").source:gsub("options%.lua$", "")
 
--- Level of the first function outside this library, seen from the function that calls this.
+-- Level of the first function outside this library, seen from the function that calls this; 0, no place at all, in a coroutine of
+-- the library's own: nobody called from there.
 local function callers_level()
   local level = 2
   while true do
     local info = debug.getinfo(level, "S")
-    if not info then return 2 end
+    if not info then return 0 end
     if info.source:sub(1, #here) ~= here then return level - 1 end
     level = level + 1
   end

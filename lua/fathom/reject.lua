@@ -3,7 +3,8 @@
 -- What is in the file stays there whatever happens to the process. Lines come in the order of the prompts and samples, written when
 -- all before them are settled; beside them a journal (PATH.journal) says which prompts are done. A run that was killed is taken up
 -- by the same call: lines that are there are not made again, a torn last line is cut off, and since seeds follow from the place
--- the file comes out byte for byte as if nothing had been.
+-- the file comes out byte for byte as if nothing had been. The journal counts lines: a prompt whose lines are not all there (somebody
+-- deleted or edited the file, the system lost its end) is made again, with those behind it.
 
 local backend = require "fathom.backend"
 local cases = require "fathom.eval.cases"
@@ -60,13 +61,12 @@ end
 -- The whole lines of a file, and whether a torn one follows; nil: there is no such file.
 local function whole_lines(path)
   local file = io.open(path, "rb")
-  if not file then return nil end
-  local lines, torn = {}, false
-  for line in file:lines "L" do
-    if line:sub(-1) == "\n" then lines[#lines + 1] = line else torn = true end
-  end
-  file:close()
-  return lines, torn
+  local text = file and file:read "a"                               -- nothing can be read from a folder
+  if file then file:close() end
+  if not text then return nil end
+  local lines = {}
+  for line in text:gmatch "[^\n]*\n" do lines[#lines + 1] = line end
+  return lines, text ~= "" and text:sub(-1) ~= "\n"
 end
 
 local function write_whole(path, lines)
@@ -95,6 +95,32 @@ local function reopen(path, lines, torn)
   return append_to(path)
 end
 
+-- Lines of a list that are objects, up to the first that is none.
+local function objects(lines, from)
+  local out = {}
+  for i = from, #lines do
+    local value = json.decode(lines[i])
+    if type(value) ~= "table" then break end
+    out[#out + 1] = value
+  end
+  return out
+end
+
+-- How many prompts are settled: noted in the journal, with all of their lines in the file; and these lines.
+local function settled(notes, lines)
+  local found, whole, done = objects(lines, 1), {}, 0
+  for _, note in ipairs(objects(notes, 2)) do
+    local at = #whole
+    if note.prompt ~= done + 1 or math.type(note.kept) ~= "integer" then break end
+    for i = at + 1, at + note.kept do
+      if not found[i] or found[i].index ~= note.prompt then return done, table.move(whole, 1, at, 1, {}) end
+      whole[i] = lines[i]
+    end
+    done = note.prompt
+  end
+  return done, whole
+end
+
 -- What an earlier run left: { done = prompts that are settled, kept = lines }, after its torn ends are cut off.
 local function look_back(self)
   local lines, torn = whole_lines(self.path)
@@ -108,23 +134,14 @@ local function look_back(self)
     return fault.give("format", self.path .. " was begun with other settings (" .. notes[1]:sub(1, 200):gsub("%s+$", "") .. ")",
                       "give the same model, prompts, seed and options, or another path")
   end
-  local done = 0
-  for i = 2, #(notes or {}) do
-    local note = json.decode(notes[i])
-    if note and note.prompt == done + 1 then done = note.prompt end
-  end
-  -- a prompt's lines are all in the file before the journal says so: those of one that is not done are made again
-  local whole = {}
-  for _, line in ipairs(lines or {}) do
-    local value = json.decode(line)
-    if value and value.index <= done then whole[#whole + 1] = line end
-  end
+  local done, whole = settled(notes or {}, lines or {})
   local cut = torn or #whole < #(lines or {})
   local err
   self.file, err = reopen(self.path, whole, cut)
   if not self.file then return nil, err end
   local fresh = not head
-  self.journal, err = reopen(self.journal_path, fresh and {} or notes, torn_note or (fresh and notes ~= nil))
+  local noted = fresh and {} or table.move(notes, 1, done + 1, 1, {})
+  self.journal, err = reopen(self.journal_path, noted, torn_note or #noted < #(notes or {}))
   if not self.journal then return nil, err end
   if fresh then self.journal:write(json.encode(self.settings), "\n"):flush() end
   self.done, self.kept, self.resumed = done, #whole, done
@@ -241,11 +258,29 @@ local function run(self)
   return state
 end
 
+-- Prompts of a list or an iterator as cases.
+local function as_cases(given)
+  if type(given) == "string" then return given end
+  local out = {}
+  local function add(p)
+    if type(p) ~= "string" and type(p) ~= "table" then
+      options.raise(("fathom.reject: prompt %d must be a text or a table, got a %s"):format(#out + 1, type(p)))
+    end
+    out[#out + 1] = (type(p) == "string" or p[1] ~= nil) and { prompt = p } or p
+  end
+  if type(given) == "function" then
+    for p in given do add(p) end
+  else
+    for _, p in ipairs(given) do add(p) end
+  end
+  return out
+end
+
 --- Samples prompts and keeps what a reward likes, as JSON lines with where each came from. May be stopped or killed at any moment
 -- and called again.
--- @param opts table  backend; prompts (a list of texts, messages or { prompt | messages | question =, reference | answer =, id =, ... },
---   or a file of JSON lines); path; reward = function(sample) -> number; n (8) samples a prompt; keep (1: the least reward, or
---   function(sample, reward)); most: keep no more of a prompt; width (8): prompts at once; seed (0); fields: of the prompts, to be
+-- @param opts table  backend; prompts (a list or an iterator of texts, messages or { prompt | messages | question =, reference |
+--   answer =, id =, ... }, or a file of JSON lines); path; reward = function(sample) -> number; n (8) samples a prompt; keep (1: the
+--   least reward, or function(sample, reward)); most: keep no more of a prompt; width (8): prompts at once; seed (0); fields: of the prompts, to be
 --   copied into the lines; progress = function(state), where state has done, total, kept, resumed, rate (prompts a second), remaining
 --   (seconds), tokens, and which stops the work by returning false; and options of the generation
 -- @return { done, total, kept, resumed, samples, tokens, seconds, rate, path, finish = "stop" or "cancelled" }, or nil, err
@@ -258,15 +293,7 @@ function reject.run(opts)
   end
   backend.check("fathom.reject", own.backend)
   own.n, own.seed, own.width = math.tointeger(own.n or 8), math.tointeger(own.seed or 0), own.width or 8
-  local given = own.prompts
-  if type(given) == "table" then
-    given = {}
-    for i, p in ipairs(own.prompts) do
-      local plain = type(p) == "string" or (type(p) == "table" and p[1] ~= nil)
-      given[i] = plain and { prompt = p } or p
-    end
-  end
-  local list, err = cases.read(given)
+  local list, err = cases.read(as_cases(own.prompts))
   if not list then return nil, err end
   for i, case in ipairs(list) do
     if not cases.messages(case) then return fault.give("format", ("prompt %d has neither prompt, messages nor question"):format(i)) end

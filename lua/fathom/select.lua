@@ -52,7 +52,7 @@ function select.rewards(b, f, samples)
   for i, s in ipairs(samples) do
     jobs[i] = function()
       local value, why = f(s)
-      if value == nil then return nil, why end
+      if value == nil and why ~= nil then return nil, why end
       if type(value) ~= "number" or value ~= value then error("a reward must be a number, got " .. tostring(value), 0) end
       details[i] = why
       return value
@@ -109,6 +109,16 @@ end
 local vote_known = { n = is.count(1, 4096), key = is.callable, weight = is.callable, reference = is.any,
                      on_tie = is.one_of(is.word("first", "random"), is.callable) }
 
+-- What a sample's vote is counted by, as text: counts are keyed by it, and results are to survive JSON.
+local function key_of(f, sample)
+  local key = f(sample)
+  if type(key) == "number" then return tostring(math.tointeger(key) or key) end
+  if key ~= nil and type(key) ~= "string" then
+    options.raise(("fathom.vote: option 'key' must give a text or nil, it gave a %s"):format(type(key)))
+  end
+  return key
+end
+
 -- Weight of each answer, in the order in which they came up.
 local function weigh(keys, weights)
   local sums, order = {}, {}
@@ -156,7 +166,7 @@ function select.vote(b, prompt, opts)
     if not given then return nil, err end
   end
   for i, sample in ipairs(samples) do
-    keys[i], weights[i] = (own.key or reward.key)(sample), given and given[i] or 1
+    keys[i], weights[i] = key_of(own.key or reward.key, sample), given and given[i] or 1
     if keys[i] then answered, all = answered + 1, all + weights[i] end
   end
   local counts, best = weigh(keys, weights)
