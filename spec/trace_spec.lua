@@ -201,6 +201,34 @@ describe("a replay", function()
     assert.has_error(function() fathom.replay({}, { model = model, expect = "same" }) end)
   end)
 
+  it("of a file that somebody edited says what is wrong with which span; the others and the model are as good as before", function()
+    local path, lines = traced(function()
+      assert(model:generate(ask "Hello!", { temperature = 0, max_tokens = 4 }))
+      assert(model:generate(ask "Hello!", { temperature = 0, max_tokens = 5 }))
+    end)
+    os.remove(path)
+    local whole = json.encode(lines[1])
+    for what, edit in pairs { ["option 'temperature' must be a number"] = function(s) s.options.temperature = "x" end,
+                              ["option 'stop' must be"] = function(s) s.options.stop = 5 end,
+                              ["it failed"] = function(s) s.options = 5 end,
+                              ["generated"] = function(s) s.generated = { 5 } end,
+                              ["sample"] = function(s) s.sample = "a" end,
+                              ["recorded was"] = function(s) s.ids = { "a" } end } do
+      lines[1] = json.decode(whole)
+      edit(lines[1])
+      local report = assert(fathom.replay(lines, { model = model }))
+      assert.same({ 2, 1 }, { report.replayed, report.same })
+      assert.matches(what, report.first.message)
+    end
+    lines[1] = json.decode(whole)
+    lines[1].usage = 5
+    assert.is_true(assert(fathom.replay(lines, { model = model })).exact)
+    local none, err = fathom.replay("spec", { model = model })
+    assert.is_nil(none)
+    assert.equal("io", err.code)
+    assert.has_error(function() fathom.replay({ 5 }, { model = model }) end, "fathom.replay: span 1 is a number, not a table")
+  end)
+
   it("goes to any backend: by the texts, where there are no ids", function()
     local function mock() return fathom.mock { replies = { "The first reply.", "The sec\u{F6}nd one." } } end
     local path, lines = traced(function()

@@ -25,10 +25,10 @@ local MOST_SHOWN = 6
 -- What a request says, in a form that is the same for the same request: ids of calls are the server's, not the pipeline's.
 local function request_of(messages, asked, sample)
   local list = {}
-  for i, m in ipairs(messages or {}) do
-    list[i] = json.copy(m)
+  for i, m in ipairs(type(messages) == "table" and messages or {}) do
+    list[i] = type(m) == "table" and json.copy(m) or { content = m }
     list[i].reply = nil
-    for _, call in ipairs(type(m.tool_calls) == "table" and list[i].tool_calls or {}) do call.id = nil end
+    for _, call in ipairs(type(list[i].tool_calls) == "table" and list[i].tool_calls or {}) do call.id = nil end
     list[i].tool_call_id = nil
   end
   return { messages = list, options = asked or {}, sample = sample or 0 }
@@ -111,7 +111,8 @@ end
 local function reply_of(s)
   local reply = { finish = s.finish ~= "tool" and s.finish or nil, usage = s.usage, tool_calls = s.tool_calls }
   if s.err then
-    reply.err = { code = s.err.code or "format", message = s.err.message or "the recorded request failed" }
+    local err = type(s.err) == "table" and s.err or { message = tostring(s.err) }
+    reply.err = { code = err.code or "format", message = err.message or "the recorded request failed" }
   elseif s.tool_calls and s.tool_calls[1] then
     reply.think, reply.answer = s.think ~= "" and s.think or nil, s.answer ~= "" and s.answer or nil
   else
@@ -180,8 +181,9 @@ function pin.backend(where)
   local self = { path = type(where) == "string" and where or "the trace", entries = {}, n = 0 }
   for _, s in ipairs(spans) do
     -- what only reads a prompt for samples (max_tokens 0) is no request of the pipeline's
-    if s.kind == "generate" and s.messages and (s.options or {}).max_tokens ~= 0 then
-      local asked = json.copy(s.asked or s.options or {})
+    local said = type(s.options) == "table" and s.options or {}
+    if s.kind == "generate" and s.messages and said.max_tokens ~= 0 then
+      local asked = json.copy(type(s.asked) == "table" and s.asked or said)
       if s.drawn then asked.seed = nil end
       local flat = flatten(trace.plain(request_of(s.messages, asked, s.sample)), "", {})
       self.entries[#self.entries + 1] = { span = s, flat = flat, at = math.type(s.id) == "integer" and s.id or #self.entries }

@@ -17,19 +17,23 @@ local TEXT_BYTES = 80
 
 -- ---- what can be done again -------------------------------------------------------------------------------------
 
+local function table_of(v) return type(v) == "table" and v or {} end
+
 -- Why a span cannot be replayed; nil: it can.
 local function obstacle(s, engine)
   if s.err then return "failed" end
   if not s.finish then return "unfinished" end
-  if engine and s.usage and ((s.usage.shifted or 0) > 0 or s.usage.exact == false) then return "inexact" end
-  if s.finish == "cancelled" and #(s.ids or {}) == 0 then return "cancelled" end
+  local usage = table_of(s.usage)
+  if engine and ((tonumber(usage.shifted) or 0) > 0 or usage.exact == false) then return "inexact" end
+  if s.finish == "cancelled" and #table_of(s.ids) == 0 then return "cancelled" end
   if engine then
-    if not (s.prompt and s.ids and s.prompt[1]) then return "without ids" end
+    if not (s.ids and table_of(s.prompt)[1]) then return "without ids" end
   elseif not s.messages then
     return "without messages"
   end
 end
 
+-- Raises for what fathom.trace did not write: somebody edited the file.
 local function options_of(s)
   local o = {}
   for name, value in pairs(s.options or {}) do
@@ -40,15 +44,24 @@ local function options_of(s)
     for _, pair in ipairs(o.logit_bias) do map[pair[1]] = pair[2] == "-inf" and -math.huge or pair[2] end
     o.logit_bias = map
   end
+  for name, value in pairs(o) do
+    local ok, want = sampling.known[name](value)
+    if not ok then error(("option '%s' must be %s"):format(name, want), 0) end
+  end
   if s.finish == "cancelled" then o.max_tokens = #s.ids end        -- as far as it came
   return o
 end
 
 -- A core session whose ids have the roles that they had.
 local function session_like(engine, s)
+  local ids, ranges, at = s.prompt, table_of(s.generated), 1
+  for i, place in ipairs(ranges) do
+    if math.type(place) ~= "integer" or place <= (ranges[i - 1] or 0) - (i + 1) % 2 or place > #ids or #ranges % 2 == 1 then
+      return fault.give("format", "what was generated in its prompt is not told by places in it")
+    end
+  end
   local core, err = fault.guard(engine.core.session, engine.core)
   if not core then return nil, err end
-  local ids, ranges, at = s.prompt, s.generated or {}, 1
   local function append(upto, generated)
     if upto < at then return true end
     local ok, why = fault.guard(core.append, core, table.move(ids, at, upto, 1, {}), generated)
@@ -72,11 +85,12 @@ local function again_by_ids(engine, model, s)
       return fault.give("format", ("the prompt holds id %s, outside the vocabulary of this model"):format(tostring(id)))
     end
   end
+  local o = options_of(s)
   local core, err = session_like(engine, s)
   if not core then return nil, err end
   local slot = { engine = engine, core = core }
   engine:adopt()
-  return task.new(slot, sampling.merge(options_of(s), engine.defaults), { model = model, sample = s.sample,
+  return task.new(slot, sampling.merge(o, engine.defaults), { model = model, sample = s.sample,
     prepare = function() return s.prompt end, finished = function()
       core:close()
       engine:release()
@@ -94,11 +108,13 @@ end
 
 local function text_of(engine, ids, from, to)
   if not engine.core:has_tokenizer() then return nil end
-  return engine.core:decode(table.move(ids, math.max(from, 1), math.min(to, #ids), 1, {}))
+  local ok, text = pcall(engine.core.decode, engine.core, table.move(ids, math.max(from, 1), math.min(to, #ids), 1, {}))
+  return ok and text or nil                     -- an edited trace may hold any ids
 end
 
 local function parted_by_ids(engine, s, result)
-  local want, got = s.ids, result.ids
+  local want, got = {}, result.ids
+  for i, id in ipairs(table_of(s.ids)) do want[i] = math.type(id) == "integer" and id or -1 end
   for i = 1, math.max(#want, #got) do
     if want[i] ~= got[i] then
       return { index = i, expected = want[i], got = got[i], before = text_of(engine, want, i - TEXT_IDS, i - 1),
@@ -108,7 +124,7 @@ local function parted_by_ids(engine, s, result)
 end
 
 local function parted_by_text(s, result)
-  local want, got = s.text or "", result.text or ""
+  local want, got = tostring(s.text or ""), result.text or ""
   if want == got then return nil end
   local i = 1
   while want:byte(i) == got:byte(i) do i = i + 1 end
@@ -138,10 +154,19 @@ end
 
 -- ---- the whole ------------------------------------------------------------------------------------------------------
 
--- One span again: nil when it is the same, else where it parts.
+-- A span that is damaged is one that failed: the others are done again all the same.
+local function again(engine, backend, s)
+  local ok, result, err = pcall(function()
+    if engine then return again_by_ids(engine, backend, s) end
+    return again_by_text(backend, s)
+  end)
+  if ok then return result, err end
+  return nil, type(result) == "string" and result:gsub("^[^\n]-%.lua:%d+: ", "") or result
+end
+
+-- One span again: false when it is the same, else where it parts.
 local function compare(engine, backend, s)
-  local result, err
-  if engine then result, err = again_by_ids(engine, backend, s) else result, err = again_by_text(backend, s) end
+  local result, err = again(engine, backend, s)
   local d
   if not result then
     d = { err = tostring(err) }
@@ -199,6 +224,9 @@ function replay.run(where, opts)
   local spans, err = where, nil
   if type(where) == "string" then spans, err = jsonl.read(where, { torn = true }) end
   if not spans then return nil, err end
+  for i, s in ipairs(spans) do
+    if type(s) ~= "table" then options.raise(("fathom.replay: span %d is a %s, not a table"):format(i, type(s))) end
+  end
   local mt = getmetatable(o.model)
   local engine = mt and (mt.__name == "fathom.model" or mt.__name == "fathom.session") and o.model.engine or nil
   local report = { spans = #spans, replayed = 0, same = 0, diverged = 0, skipped = {} }

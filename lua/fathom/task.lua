@@ -102,8 +102,10 @@ function methods:start()
   local core
   local marks = self.engine.marks
   local opened = reply.opened(marks, ids)
-  ok, core, err = pcall(self.slot.core.task, self.slot.core, ids,
-                        sampling.core(self.options, self.how.sample, opened and marks.think_end or nil))
+  -- options that nobody checked fail the task here: raised, they would be raised from every step after
+  local ready, wanted = pcall(sampling.core, self.options, self.how.sample, opened and marks.think_end or nil)
+  if not ready then return self:fail(fault.new("format", wanted)) end
+  ok, core, err = pcall(self.slot.core.task, self.slot.core, ids, wanted)
   if not ok then core, err = nil, fault.new("format", core) end
   if not core then return self:fail(err) end
   self.slot.current, self.core, self.prompt, self.messages = self, core, ids, messages
