@@ -44,10 +44,68 @@ describe("an agent", function()
     assert.is_true(r.usage.completion > 0)
   end)
 
+  it("takes no file that somebody edited for a run", function()
+    local folder, remove = helper.folder()
+    local path, agent = folder .. "/run", (adder { "ok" })
+    local sound = { goal = "x", turn = { { role = "user", content = "x" } }, calls = {}, since = 0, steps = 0, invalid = 0,
+                    takeovers = 0, seconds = 0.5, usage = { prompt = 0, cached = 0, completion = 0 } }
+    local function restore(changes, messages)
+      local state = json.decode(json.encode(sound))
+      for name, value in pairs(changes) do state[name] = value end
+      helper.write(path, json.encode { format = "fathom agent run 1", state = json.object(state), messages = messages })
+      return agent:restore(path)
+    end
+    assert.are.equal("ok", assert(assert(restore({}, json.array {})):wait()).text)
+    for name, value in pairs { goal = 5, turn = { { role = "usr", content = "x" } }, calls = { "x" }, usage = 5, steps = "a", since = -1 } do
+      local t, err = restore({ [name] = value }, json.array {})
+      assert.is_nil(t)
+      assert.are.equal("format", err.code)
+    end
+    local t, err = restore({}, 7)
+    assert.is_nil(t)
+    assert.matches("damaged: messages", err.message)
+    t, err = restore({ turn = json.array {} }, json.array {})
+    assert.is_nil(t)
+    assert.matches("nothing to go on with", err.message)
+    t, err = restore {}
+    assert.is_nil(t)
+    assert.are.equal("unsupported", err.code)
+    remove()
+  end)
+
   it("gives results that survive JSON", function()
     local agent = adder { call("add", { a = 2, b = 3 }), "5" }
     local r = run(agent)
     assert.are.same(json.decode(json.encode(r)), r)
+  end)
+
+  it("is closed like everything else: what runs is cancelled", function()
+    local mock = fathom.mock { replies = { "a b c d" } }
+    local t, kept
+    do
+      local agent <close> = fathom.agent(mock)
+      kept, t = agent, agent:start "Go."
+      mock:step {}
+      assert.is_false(t.done)
+    end
+    assert.are.equal("cancelled", assert(t:wait()).finish)
+    kept:close()
+    assert.has_error(function() kept:start "Go." end, "attempt to use a closed agent")
+  end)
+
+  it("raises what a hook of the caller's raises, from wait", function()
+    local same = call("add", { a = 1, b = 1 })
+    for _, hooks in ipairs { { approve = function() error "a slip" end }, { on_event = function() error "a slip" end },
+                             { takeover = function() error "a slip" end }, { stuck = function() error "a slip" end } } do
+      local t = adder({ same, same, same, "ok" }, hooks):start "Go."
+      local ok, err = pcall(t.wait, t)
+      assert.is_false(ok)
+      assert.matches("^[^:]*agent_spec.lua:%d+: a slip$", err)
+      assert.is_true(t.done)
+    end
+    local ok, err = pcall(run, (adder({ same, same, same }, { takeover = function() return { sya = "x" } end })))
+    assert.is_false(ok)
+    assert.are.equal("fathom.agent: takeover: unknown option 'sya' (did you mean 'say'?)", err)
   end)
 
   it("answers without tools, too", function()
@@ -539,6 +597,34 @@ describe("an agent on pocket", function()
     local r = run(fathom.agent(model, { tools = { calculator = calculator(true) }, temperature = 0 }), "What is 4821 * 37?")
     assert.are.same({ "error: timeout", "178377" }, outputs(r))
     assert.matches("178377", r.text)
+  end)
+
+  it("keeps the run that was saved before, whole, where a later save does not come to its end", function()
+    local folder, remove = helper.folder()
+    local path = folder .. "/run"
+    local function agent() return fathom.agent(model, { tools = { calculator = calculator() }, temperature = 1, seed = 3 }) end
+    local a = agent()
+    local t = a:start "Use the calculator for 4635 * 517, then subtract 73."
+    repeat model:step {} until t.usage.completion > 0
+    assert(a:save(t, path))
+    assert(os.execute("mkdir " .. path .. ".part"))              -- the record can not be written, its session can
+    local want = assert(t:wait())
+    assert.is_nil((a:save(t, path)))
+    local paused = fathom.agent(model, { tools = { calculator = calculator() }, temperature = 1, stuck = function() return "here" end })
+    local other = paused:start "Use the calculator for 12 * 12."
+    assert.are.equal("takeover", assert(other:wait()).finish)
+    assert.is_nil((paused:save(other, path)))
+    assert.are.same(want.transcript, assert(assert(agent():restore(path)):wait()).transcript)
+    assert(os.execute("rmdir " .. path .. ".part"))
+    for _ = 1, 3 do
+      assert(paused:save(other, path))
+      assert.are.equal("takeover", assert(assert(agent():restore(path)):wait()).finish)
+    end
+    local pipe = io.popen("ls " .. folder .. " | wc -l")
+    assert.are.equal(2, pipe:read "n")
+    pipe:close()
+    paused:close()
+    remove()
   end)
 
   it("gives the same run when it is saved in the midst of a reply and taken up", function()

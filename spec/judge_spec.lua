@@ -266,6 +266,14 @@ describe("a judge on a model of this process", function()
     raises("question must be", function() j:score(nil, "x") end)
     raises("there are no answers", function() j:rank("a", {}) end)
     raises("with a colon", function() j.score("a", "b") end)
+    raises("answers%[2%] must be a text or a result, got nil", function() fathom.judge(model):rank("Q", { "a", nil, "b" }) end)
+    local closed
+    do
+      local judge <close> = fathom.judge(model)
+      closed = judge
+    end
+    closed:close()
+    raises("closed judge", function() closed:score("Q", "a") end)
   end)
 
   it("reports what the world refuses", function()

@@ -14,6 +14,7 @@ local options = require "fathom.options"
 local sampling = require "fathom.sampling"
 local span = require "fathom.span"
 local stuck = require "fathom.agent.stuck"
+local validate = require "fathom.validate"
 
 local agent = {}
 local methods = {}
@@ -45,6 +46,11 @@ local function with_help(tools)
   for k, tool in pairs(tools) do out[k] = tool end
   if #tools > 0 then out[#out + 1] = sampling.merge({ name = "ask_for_help" }, HELP) else out.ask_for_help = HELP end
   return out
+end
+
+local function check_open(self)
+  options.self("agent", self, agent.mt)
+  if self.closed then options.raise "attempt to use a closed agent" end
 end
 
 --- Makes an agent. It holds no conversation: each start is a run of its own, many may go on at once.
@@ -84,6 +90,7 @@ end
 -- ---- runs ---------------------------------------------------------------------------------------------------------
 
 local function transcript(run)
+  if run.transcript then return json.copy(run.transcript) end
   local list = run.session:messages()
   for _, m in ipairs(run.state.turn) do list[#list + 1] = json.copy(m) end
   return list
@@ -106,7 +113,10 @@ local function go_on(run, sp)
     return nil, err
   end
   local result = result_of(run)
-  if run.state.finish ~= "takeover" then run.session:close() end
+  if run.state.finish ~= "takeover" then
+    run.transcript = json.copy(result.transcript)
+    run.session:close()
+  end
   if run.agent.on_event then run.agent.on_event("finish", result) end
   sp:close { finish = result.finish, steps = result.steps, takeovers = result.takeovers, usage = result.usage, text = result.text }
   return result
@@ -148,7 +158,7 @@ end
 --   and question where it asked one)
 -- @usage local result, err = a:start("Find and take the harp.", { seed = 1 }):wait()
 function methods:start(goal, opts)
-  options.self("agent", self, agent.mt)
+  check_open(self)
   local o = options.check("agent:start", opts, start_known)
   local messages, text = goal_messages(goal)
   local context = o.context
@@ -166,7 +176,7 @@ end
 -- @return task              of the rest of the run; its result is that of the whole
 -- @usage local rest = a:resume(task, "The key is in the attic.")
 function methods:resume(t, action)
-  options.self("agent", self, agent.mt)
+  check_open(self)
   local run = self.runs[t]
   if not run then options.raise "agent:resume: this is no task of the agent" end
   if not t.done then options.raise "agent:resume: the run is not over" end
@@ -194,8 +204,46 @@ local function write(path, text)
   return fault.give("io", tostring(why))
 end
 
+local count, messages = { type = "integer", minimum = 0 }, { type = "array", items = { type = "object", required = { "role" } } }
+local done_calls = { type = "array", items = { type = "object", required = { "name", "output" },
+                                                properties = { name = { type = "string" }, output = { type = "string" } } } }
+local STATE = { type = "object", required = { "goal", "turn", "calls", "since", "steps", "invalid", "takeovers", "seconds", "usage" },
+  properties = { goal = { type = "string" }, turn = messages, calls = done_calls, since = count, steps = count, invalid = count,
+    takeovers = count, seconds = { type = "number" }, text = { type = "string" }, think = { type = "string" },
+    question = { type = "string" }, acting = { type = "array", items = { type = "object", required = { "name" } } },
+    usage = { type = "object", required = { "prompt", "cached", "completion" },
+              properties = { prompt = count, cached = count, completion = count } } } }
+
+-- Why the record of a file is none that save wrote (somebody edited it); nil: it is sound.
+local function fault_of(record)
+  local ok, why = validate.check(record.state, STATE, "state")
+  if ok and record.messages then ok, why = validate.check(record.messages, messages, "messages") end
+  if not ok then return why end
+  local s = record.state
+  if #s.turn == 0 and not s.acting and not s.finish then return "state has nothing to go on with" end
+  for _, list in ipairs { s.turn, record.messages or {} } do
+    ok, why = pcall(chat.normal, list)
+    if not ok and list[1] then return (tostring(why):gsub("^[^\n]-%.lua:%d+: ", "")) end
+  end
+end
+
+-- The record of a file, or nil.
+local function read(path)
+  local file, why = io.open(path, "rb")
+  if not file then return fault.give("io", why) end
+  local record = json.decode(file:read "a" or "")
+  file:close()
+  if type(record) ~= "table" or record.format ~= FORMAT or type(record.state) ~= "table" then
+    return fault.give("format", path .. " holds no run of an agent")
+  end
+  why = fault_of(record)
+  if why then return fault.give("format", ("the run in %s is damaged: %s"):format(path, why)) end
+  return record
+end
+
 --- Writes a run to a file, at any time: what is under way is done again when it is taken up (a reply gives the same ids; a call
--- that was not over is made again). With a model, its session goes to a file beside it, path .. ".session".
+-- that was not over is made again). With a model, its session goes to a file beside it, path .. ".session" or, where that one
+-- belongs to a run that was saved here before, path .. ".session2": a save that is killed leaves the earlier run whole.
 -- @param t task       what start, resume or restore gave
 -- @param path string
 -- @return true, or nil, err
@@ -211,8 +259,14 @@ function methods:save(t, path)
   if run.state.finish and run.state.finish ~= "takeover" then
     record.messages = json.array(result_of(run).transcript)
   elseif backend.is_local(run.session) then
-    local ok, err = run.session:save(path .. ".session")
+    local before = read(path)
+    before = before and (before.session or ".session")
+    record.session = before == ".session" and ".session2" or ".session"
+    local ok, err = run.session:save(path .. record.session)
     if not ok then return nil, err end
+    ok, err = write(path, json.encode(record))
+    if ok and before and before ~= record.session then os.remove(path .. before) end
+    return ok, err
   else
     record.messages = json.array(run.session:messages())
     record.seed = run.session.defaults.seed
@@ -223,7 +277,10 @@ end
 -- The session of a saved run.
 local function reopen(self, record, path)
   local b = self.backend
-  if not record.messages then return (b.model or b):restore(path .. ".session") end
+  if not record.messages then
+    if not backend.is_local(b) then return fault.give("unsupported", "the run in " .. path .. " was one of a model of its own process") end
+    return (b.model or b):restore(path .. (record.session == ".session2" and ".session2" or ".session"))
+  end
   local o = sampling.merge({ seed = record.seed }, self.sampling)
   o.system, o.tools = nil, next(self.tools.told) and self.tools.told or nil
   if record.messages[1] then o.messages = record.messages end
@@ -236,25 +293,34 @@ end
 -- @return task           which goes on at once; a run that was handed over is done, with finish "takeover": resume it. Or nil, err
 -- @usage local result = assert(assert(a:restore "game.run"):wait())
 function methods:restore(path, opts)
-  options.self("agent", self, agent.mt)
+  check_open(self)
   options.argument("agent:restore", "path", path, is.path)
   local o = options.check("agent:restore", opts, { context = is.any })
-  local file, why = io.open(path, "rb")
-  if not file then return fault.give("io", why) end
-  local record = json.decode(file:read "a" or "")
-  file:close()
-  if type(record) ~= "table" or record.format ~= FORMAT or type(record.state) ~= "table" then
-    return fault.give("format", path .. " holds no run of an agent")
-  end
+  local record, err = read(path)
+  if not record then return nil, err end
   if record.state.finish and record.state.finish ~= "takeover" then return fault.give("format", "the run in " .. path .. " is over") end
-  local session, err = reopen(self, record, path)
+  local session
+  session, err = reopen(self, record, path)
   if not session then return nil, err end
   local state = {}
   for k, v in pairs(record.state) do state[k] = v end
   return launch(self, { agent = self, state = state, session = session, context = o.context })
 end
 
+--- Cancels its runs and lets go of those that were handed over. The backend stays as it is. May be called twice.
+function methods:close()
+  options.self("agent", self, agent.mt)
+  self.closed = true
+  local runs = {}
+  for t, run in pairs(self.runs) do runs[t] = run end
+  for t, run in pairs(runs) do
+    t:cancel()
+    if run.session then run.session:close() end
+  end
+end
+
 agent.mt = {
+  __close = methods.close,
   __name = "fathom.agent",
   __index = methods,
   __tostring = function(self)

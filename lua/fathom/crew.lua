@@ -53,7 +53,10 @@ local function settle(self, job, ok, value, err)
   job.co, job.waits = nil, nil
   self.running = self.running - 1
   self.n_done = self.n_done + 1
-  if not ok then value, err = nil, value end
+  if not ok then
+    self.slip = type(value) == "string" and value or self.slip
+    value, err = nil, value
+  end
   self.results[job.index] = { value = value, err = err }
   if self.on_done then self.on_done(job.index, self.results[job.index], self) end
 end
@@ -147,7 +150,8 @@ local function wait_a_little(self, ms)
   end
 end
 
---- Waits until all is over: yields inside a coroutine, works elsewhere.
+--- Waits until all is over: yields inside a coroutine, works elsewhere. What the function of a task raised (a hook of the caller's
+-- has a fault of its own) is raised from here.
 -- @return result, or nil, err
 function methods:wait()
   options.self("crew", self, crew.mt)
@@ -155,6 +159,7 @@ function methods:wait()
     wait_a_little(self, SLICE_MS)
     if not self.done then self:pump() end
   end
+  if self.err and self.err == self.slip then error(self.err, 0) end
   if self.err then return nil, self.err end
   return self.result
 end

@@ -47,6 +47,7 @@ end
 
 local function check_question(self, what, question)
   options.self("judge", self, judge.mt)
+  if self.closed then options.raise "attempt to use a closed judge" end
   options.argument(what, "question", question, is_question)
   return wording.question(question)
 end
@@ -188,7 +189,7 @@ function methods:rank(question, answers)
   question = check_question(self, "judge:rank", question)
   options.argument("judge:rank", "answers", answers, is.table)
   if #answers == 0 then options.raise "judge:rank: there are no answers" end
-  for i, answer in ipairs(answers) do options.argument("judge:rank", ("answers[%d]"):format(i), answer, is_text) end
+  for i = 1, #answers do options.argument("judge:rank", ("answers[%d]"):format(i), answers[i], is_text) end
   local s = span.open("judge", { call = "rank", question = question, seed = self.options.seed })
   local open, results = {}, {}
   if not self.pairwise then
@@ -226,7 +227,14 @@ function methods:decide(votes)
   return (pair and decide_pair or decide_score)(self, votes)
 end
 
+--- Judges are closed like everything else; the backend stays as it is. May be called twice.
+function methods:close()
+  options.self("judge", self, judge.mt)
+  self.closed = true
+end
+
 judge.mt = {
+  __close = methods.close,
   __name = "fathom.judge",
   __index = methods,
   __tostring = function(self) return ("fathom judge (%d votes, seed %d)"):format(self.options.votes, self.options.seed) end,

@@ -135,6 +135,9 @@ end
 local function sentence(err)
   if type(err) == "string" then return (err:gsub("^[^\n]-%.lua:%d+: ", "")) end
   if type(err) == "table" and type(err.message) == "string" then return err.message end
+  -- the address of a table would differ from run to run, and a replay with it
+  local mt = getmetatable(err)
+  if type(err) == "table" and not (mt and mt.__tostring) then return "it raised a table" end
   return tostring(err)
 end
 
