@@ -20,6 +20,12 @@ describe("answers", function()
     assert.equal("\\frac{1}{2}", answer.marked "\\boxed{1} no: \\boxed{\\frac{1}{2}}.")
     assert.equal("a_{\\text{x}}", answer.boxed "so \\boxed { a_{\\text{x}} } it is")
     assert.equal("1", answer.boxed "\\boxed{1} and \\boxed{2")
+    assert.equal("2", answer.boxed "\\boxed{1 \\boxed{2} 3}")
+    assert.equal("\\{1", answer.boxed "\\boxed{\\{1} }")
+    -- a model that repeats itself: one pass, not one for each that is open
+    local begun = os.clock()
+    assert.equal("8", answer.boxed("\\boxed{8} " .. ("\\boxed{"):rep(20000)))
+    assert.is_true(os.clock() - begun < 1)
     assert.equal("7", answer.marked "<answer>6</answer> <answer>7</answer>")
     assert.equal("72", answer.marked "48 + 24 = 72\n#### 72")
     assert.equal("42", answer.marked "The answer is **42**.")
@@ -134,6 +140,15 @@ describe("rewards", function()
     assert.equal(1.0, (reward.tests { text = "```\nfunction f(t) print('hi') return { t, 0.1 + 0.2 } end\n```", reference = list }))
   end)
 
+  it("for programs know a module that ends in the line of another statement", function()
+    local tests = { { call = "add", args = { 1, 2 }, expected = 3 }, "assert((M or _G).add(1, 1) == 2)" }
+    for _, code in ipairs { "local M = {} function M.add(a, b) return a + b end return M",
+                            "function add(a, b) local c = a + b return c end",
+                            "local M = {}\nfunction M.add(a, b) return a + b end; return M;" } do
+      assert.equal(1.0, (reward.tests { tests = tests } { text = "```lua\n" .. code .. "\n```" }))
+    end
+  end)
+
   it("for programs cannot be had by a program that is its own judge", function()
     local list = { "assert(f() == 1)", { call = "f", expected = 1 } }
     for _, code in ipairs { "assert = function() end error = assert function f() return 2 end", "os.exit()", "return 1",
@@ -214,5 +229,7 @@ describe("rewards", function()
     raises("unknown option 'maxx' %(did you mean 'max'%?%)", function() reward.length { maxx = 3 } end)
     raises("no reference", function() reward.accuracy { text = "x" } end)
     raises("there are no tests", function() reward.tests { text = "x" } end)
+    raises("'pattern' must be a pattern of Lua", function() reward.format { pattern = "%" } end)
+    raises("test 1 must be a text or", function() reward.tests { tests = { 5 } } { text = "```lua\nx = 1\n```" } end)
   end)
 end)

@@ -14,6 +14,19 @@ describe("the Lua tool", function()
   end)
 end)
 
+describe("tools called by hand", function()
+  it("raise at the caller's line for what are no arguments of theirs", function()
+    local files = assert(fathom.tools.files { root = "spec", write = true })
+    for _, wrong in ipairs { function() files.run { action = "read" } end, function() files.run() end,
+                             function() files.run { action = "write", path = "x", content = 5 } end,
+                             function() fathom.tools.lua().run() end, function() fathom.tools.calculator().run() end } do
+      local ok, err = pcall(wrong)
+      assert.is_false(ok)
+      assert.matches("tools_spec.lua:%d+: fathom.tools.*must be", err)
+    end
+  end)
+end)
+
 describe("the calculator", function()
   local value = require("fathom.tools.calculator").value
   local cases = {

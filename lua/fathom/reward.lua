@@ -115,6 +115,7 @@ reward.tests = both("tests", { tests = is.table, all = is.boolean, limits = is.t
   return function(sample)
     local list = o.tests or sample.reference
     if type(list) ~= "table" or #list == 0 then options.raise "fathom.reward.tests: there are no tests" end
+    for i, test in ipairs(list) do options.argument("fathom.reward.tests", ("test %d"):format(i), test, tests.is) end
     local _, text = samples.parts(sample)
     local code = tests.code(text)
     if not code then return 0.0, "there is no program" end
@@ -155,11 +156,13 @@ local function fault_of_form(o, sample)
   if o.pattern and not answer:find(o.pattern) then return "the answer does not fit the pattern" end
 end
 
+local function is_pattern(v) return type(v) == "string" and pcall(string.find, "", v), "a pattern of Lua" end
+
 --- 1 for a reply of the right form, else 0: thoughts that are closed once, and an answer behind them.
 -- Options: think (true; false: thoughts are not asked for), tags ({ "answer" }: each is opened and closed once in the answer), boxed,
 -- pattern (of Lua, for the answer).
 -- @usage fathom.reward.format { tags = { "answer" } }
-reward.format = both("format", { think = is.boolean, tags = is.strings, boxed = is.boolean, pattern = is.string }, function(o)
+reward.format = both("format", { think = is.boolean, tags = is.strings, boxed = is.boolean, pattern = is_pattern }, function(o)
   return function(sample)
     local why = fault_of_form(o, sample)
     return why and 0.0 or 1.0, why

@@ -17,6 +17,7 @@ function tools.lua(limits)
   local o = fence.limits("fathom.tools.lua", limits)
   return { doc = "Run a Lua 5.4 program and get what it prints and returns.", args = { code = "string" },
            run = function(args)
+             options.argument("fathom.tools.lua", "args", args, is.table)
              options.argument("fathom.tools.lua", "args.code", args.code, is.string)
              return fence.run(args.code, o)
            end }

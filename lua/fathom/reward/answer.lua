@@ -23,14 +23,26 @@ local function braced(text, at)
   end
 end
 
---- The content of the last \boxed{} (or \fbox{}) that is closed.
+--- The content of the last \boxed{} (or \fbox{}) that is closed: the one that opens last. One pass, however many are open: a
+-- model that repeats itself writes thousands.
 function answer.boxed(text)
-  local found
-  for name, at in text:gmatch "\\(%a+)%s*(){" do
-    local inner = (name == "boxed" or name == "fbox") and braced(text, at)
-    found = inner or found
+  local open, from, to, at = {}, nil, nil, 1
+  while true do
+    local i = text:find("[\\{}]", at)
+    if not i then break end
+    local c = text:byte(i)
+    local name, stop = text:match("^\\(%a+)%s*(){", i)
+    if name then
+      open[#open + 1] = { box = name == "boxed" or name == "fbox", at = stop }
+    elseif c == 0x7B then
+      open[#open + 1] = { at = i }
+    elseif c == 0x7D and #open > 0 then
+      local brace = table.remove(open)
+      if brace.box and (not from or brace.at > from) then from, to = brace.at, i end
+    end
+    at = name and stop + 1 or c == 0x5C and i + 2 or i + 1
   end
-  return found and trim(found)
+  return from and trim(text:sub(from + 1, to - 1))
 end
 
 --- The content of the last pair of tags.

@@ -51,10 +51,16 @@ end
 local print = function() end
 ]]
 
+-- Whether a program returns something at its end: in a line of its own, or a name behind others ("... end return M").
+local function returns_module(code)
+  if ("\n" .. code):match "\n%s*return%s[^\n]*%s*$" then return true end
+  local name = code:match "[%s;]return%s+([%a_][%w_]*)%s*;?%s*$"
+  return name ~= nil and name ~= "end"
+end
+
 -- What a module returns at its end becomes the local M, so that tests may use either that or globals.
 local function joined(code, test, name)
-  local returns = ("\n" .. code):match "\n%s*return%s[^\n]*%s*$"
-  local body = returns and "local M = (function()\n" .. code .. "\nend)()" or code
+  local body = returns_module(code) and "local M = (function()\n" .. code .. "\nend)()" or code
   return HEAD:gsub("NAME", name) .. body .. "\n" .. test:gsub("NAME", name) .. ("\nreturn '%s'"):format(name)
 end
 
@@ -71,6 +77,12 @@ local function test_text(test, reply_module)
   return ("NAME_assert(NAME_same(%s(%s), %s, 0), 'another value came')"):format(f, call, literal(test.expected, 0))
 end
 
+--- Whether a value is a test; what it was to be.
+function tests.is(v)
+  return type(v) == "string" or type(v) == "table" and type(v.call) == "string" and (v.args == nil or type(v.args) == "table"),
+         "a text or { call =, args =, expected = }"
+end
+
 --- Runs tests, each in a fence of its own.
 -- @param code string   the program
 -- @param list list     tests: texts that assert, or { call =, args =, expected = | error = true }
@@ -78,7 +90,7 @@ end
 -- @return how many passed, list of why others did not (by index)
 function tests.run(code, list, limits)
   local passed, why = 0, {}
-  local returns_table = ("\n" .. code):match "\n%s*return%s[^\n]*%s*$" ~= nil
+  local returns_table = returns_module(code)
   for i, test in ipairs(list) do
     local name = ("h%x"):format(sampling.draw_seed())
     local text, reason = fence.run(joined(code, test_text(test, returns_table and type(test) == "table"), name), limits)

@@ -154,6 +154,7 @@ end
 -- @usage fathom.agent(model, { tools = { calculator = fathom.tools.calculator() } })
 function calculator.new()
   return { doc = "Evaluate an arithmetic expression.", args = { expression = "string" }, run = function(args)
+    options.argument("fathom.tools.calculator", "args", args, options.is.table)
     options.argument("fathom.tools.calculator", "args.expression", args.expression, options.is.string)
     return calculator.value(args.expression)
   end }

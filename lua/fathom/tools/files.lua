@@ -43,7 +43,12 @@ function actions.write(self, path, content)
   return ("%d bytes written"):format(#content)
 end
 
+local text_or_nothing = is.one_of(is.string, function(v) return v == nil, "nil" end)
+
 local function act(self, args)
+  options.argument("fathom.tools.files", "args", args, is.table)
+  options.argument("fathom.tools.files", "args.path", args.path, is.string)
+  options.argument("fathom.tools.files", "args.content", args.content, text_or_nothing)
   local action = actions[args.action]
   if not action then return nil, "action is read, write or list" end
   if args.path:find "\0" then return nil, "a path holds no zero byte" end

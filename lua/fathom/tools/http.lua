@@ -121,6 +121,8 @@ local function printable(body, kind)
 end
 
 local function fetch(self, args)
+  options.argument("fathom.tools.http", "args", args, is.table)
+  options.argument("fathom.tools.http", "args.url", args.url, is.string)
   local method, body = (args.method or "GET"):upper(), args.body
   if not self.methods[method] then return nil, ("the method %s is not allowed"):format(method) end
   if body and #body > self.max_body then return nil, ("a body has at most %d bytes"):format(self.max_body) end
