@@ -56,7 +56,8 @@ describe("an agent", function()
       return agent:restore(path)
     end
     assert.are.equal("ok", assert(assert(restore({}, json.array {})):wait()).text)
-    for name, value in pairs { goal = 5, turn = { { role = "usr", content = "x" } }, calls = { "x" }, usage = 5, steps = "a", since = -1 } do
+    for name, value in pairs { goal = 5, turn = { { role = "usr", content = "x" } }, calls = { "x" }, usage = 5, steps = "a",
+                              since = -1 } do
       local t, err = restore({ [name] = value }, json.array {})
       assert.is_nil(t)
       assert.are.equal("format", err.code)

@@ -280,9 +280,9 @@ end
 -- and called again.
 -- @param opts table  backend; prompts (a list or an iterator of texts, messages or { prompt | messages | question =, reference |
 --   answer =, id =, ... }, or a file of JSON lines); path; reward = function(sample) -> number; n (8) samples a prompt; keep (1: the
---   least reward, or function(sample, reward)); most: keep no more of a prompt; width (8): prompts at once; seed (0); fields: of the prompts, to be
---   copied into the lines; progress = function(state), where state has done, total, kept, resumed, rate (prompts a second), remaining
---   (seconds), tokens, and which stops the work by returning false; and options of the generation
+--   least reward, or function(sample, reward)); most: keep no more of a prompt; width (8): prompts at once; seed (0); fields: of the
+--   prompts, to be copied into the lines; progress = function(state), where state has done, total, kept, resumed, rate (prompts a second),
+--   remaining (seconds), tokens, and which stops the work by returning false; and options of the generation
 -- @return { done, total, kept, resumed, samples, tokens, seconds, rate, path, finish = "stop" or "cancelled" }, or nil, err
 --   (what was settled before stays in the file, and the same call goes on from there)
 -- @usage fathom.reject { backend = model, prompts = "questions.jsonl", path = "good.jsonl", n = 8, reward = fathom.reward.accuracy }
