@@ -105,6 +105,20 @@ typedef struct fm_load_options {
   bool debug;               /* slow: the first operation that makes a NaN or an infinity fails, and says its name; $FATHOM_DEBUG=nan too */
 } fm_load_options;
 
+/* What one device is going to hold: bytes. */
+typedef struct fm_rank_plan {
+  char device[64];
+  int64_t weights, cache, scratch, memory, free_memory;
+} fm_rank_plan;
+
+/* One way for several devices to share the work, and what it is expected to cost. */
+typedef struct fm_form_plan {
+  int pp, dp, tp, ep;
+  int64_t weights;                   /* bytes of the device that holds most */
+  double read_ms, link_ms;           /* of a decoding step of all sequences: reading weights, talking to each other */
+  bool fits;
+} fm_form_plan;
+
 typedef struct fm_plan {
   int64_t parameters;                /* stored elements, scales not counted */
   int64_t weights, cache, scratch;   /* bytes */
@@ -113,11 +127,14 @@ typedef struct fm_plan {
   const char *device;
   int64_t host_weights;              /* of weights: experts that stay in host memory while the rest is on a device of its own */
   int64_t host_memory, host_free;    /* 0 unless there are any */
+  fm_rank_plan *ranks; int n_ranks;  /* each device */
+  fm_form_plan *forms; int n_forms;  /* several devices: what "you choose" chooses among, the best first */
 } fm_plan;
 
 FM_API fm_load_options fm_load_options_default(void);
-/* Reads headers only. */
+/* Reads headers only. A device may also be a card that is not here, by name and bytes of memory: "H100=85899345920". */
 FM_API fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, fm_error *err);
+FM_API void      fm_plan_free(fm_plan *p);
 
 /* Loading in steps: open, step until done == total, finish; or close at any time to cancel.
    Done and total are bytes. */

@@ -214,12 +214,66 @@ describe("a team of ranks", function()
   end)
 end)
 
+describe("a plan for several devices", function()
+  it("says what each of them takes, which is what loading takes", function()
+    for _, name in ipairs { "v3-tiny", "v3-fp8", "qwen2-tiny" } do
+      for _, form in ipairs { { dp = 2 }, { pp = 2 }, { tp = 2 }, { tp = 2, dp = 2, ep = 1 }, { dp = 3 } } do
+        local n, device = (form.dp or 1) * (form.pp or 1) * (form.tp or 1), {}
+        for i = 1, n do device[i] = "cpu" end
+        local plan = assert(fathom.plan("spec/golden/" .. name, { device = device, parallel = form, ctx = 128, seqs = 4 }))
+        local model <close> = assert(load(name, form, { ctx = 128, seqs = 4 }))
+        local weights, cache = 0, 0
+        for _, d in ipairs(plan.devices) do weights, cache = weights + d.weights, cache + d.cache end
+        assert.equal(n, #plan.devices)
+        assert.equal(model:stats().weight_bytes, weights)
+        assert.equal(plan.weights, weights)
+        assert.equal(plan.cache, cache)
+      end
+    end
+  end)
+
+  it("keeps only its own part with each rank", function()
+    local function first(form, n)
+      local device = {}
+      for i = 1, n do device[i] = "cpu" end
+      return assert(fathom.plan("spec/golden/v3-tiny", { device = device, parallel = form, ctx = 128, seqs = 4 })).devices[1]
+    end
+    local one = first({}, 1)
+    assert.is_true(first({ dp = 4 }, 4).cache <= one.cache / 4)
+    assert.is_true(first({ dp = 4 }, 4).weights < one.weights / 2)
+    assert.is_true(first({ pp = 3 }, 3).weights < one.weights / 2)
+    assert.is_true(first({ pp = 3 }, 3).cache < one.cache / 2)
+    assert.is_true(first({ tp = 4 }, 4).weights < one.weights / 2)
+  end)
+
+  it("can be made for cards that are not here, and prints what the forms are expected to cost", function()
+    local card = { name = "H100", memory = 80 << 30 }
+    local plan = assert(fathom.plan(fathom.pocket, { device = { card, card } }))
+    assert.same({ "H100", "H100" }, { plan.devices[1].name, plan.devices[2].name })
+    assert.equal(80 << 30, plan.devices[2].memory)
+    assert.equal(3, #plan.forms)
+    for i = 2, #plan.forms do
+      local a, b = plan.forms[i - 1], plan.forms[i]
+      assert.is_true(a.read_ms + a.link_ms <= b.read_ms + b.link_ms)
+    end
+    assert.matches("on H100.*pp 1 +dp 2 +tp 1 +ep 2.*reads.*talks", plan:report())
+    assert.is_false(assert(fathom.plan(fathom.pocket, { device = { { memory = 1 << 20 }, { memory = 1 << 20 } } })).forms[1].fits)
+    assert.equal(1, #assert(fathom.plan(fathom.pocket, { device = { name = "H100", memory = 80 << 30 } })).devices)
+    local model, err = fathom.load(fathom.pocket, { device = { card, card } })
+    assert.is_nil(model)
+    assert.equal("unsupported", err.code)
+    assert.has_error(function() fathom.plan(fathom.pocket, { device = { { name = "H100" } } }) end)
+    assert.has_error(function() fathom.plan(fathom.pocket, { device = { 3 } }) end)
+  end)
+end)
+
 describe("a rank that fails", function()
   local script = [[
     package.path = "lua/?.lua;lua/?/init.lua;" .. package.path
     local fathom = require "fathom"
     local function now() local f = io.open "/proc/uptime"; local t = f:read "n"; f:close() return t end
-    local model = assert(fathom.load("spec/golden/v3-tiny", { ctx = 128, threads = 1, device = { "cpu", "cpu", "cpu" }, parallel = { dp = 3 } }))
+    local model = assert(fathom.load("spec/golden/v3-tiny",
+                                     { ctx = 128, threads = 1, device = { "cpu", "cpu", "cpu" }, parallel = { dp = 3 } }))
     local begin, words, worst = now(), {}, 0
     for i = 1, 3 do
       local t = now()

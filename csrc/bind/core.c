@@ -76,6 +76,41 @@ static int core_devices(lua_State *L) {
   return 2;
 }
 
+static void set_int(lua_State *L, const char *key, int64_t v) {
+  lua_pushinteger(L, v);
+  lua_setfield(L, -2, key);
+}
+
+/* What each device holds, and the ways to share the work. */
+static void push_ranks(lua_State *L, const fm_plan *p) {
+  lua_createtable(L, p->n_ranks, 0);
+  for (int i = 0; i < p->n_ranks; i++) {
+    const fm_rank_plan *r = &p->ranks[i];
+    lua_createtable(L, 0, 6);
+    lua_pushstring(L, r->device);
+    lua_setfield(L, -2, "name");
+    set_int(L, "weights", r->weights), set_int(L, "cache", r->cache), set_int(L, "scratch", r->scratch);
+    set_int(L, "memory", r->memory), set_int(L, "free", r->free_memory);
+    lua_rawseti(L, -2, i + 1);
+  }
+  lua_setfield(L, -2, "devices");
+  lua_createtable(L, p->n_forms, 0);
+  for (int i = 0; i < p->n_forms; i++) {
+    const fm_form_plan *f = &p->forms[i];
+    lua_createtable(L, 0, 8);
+    set_int(L, "pp", f->pp), set_int(L, "dp", f->dp), set_int(L, "tp", f->tp), set_int(L, "ep", f->ep);
+    set_int(L, "weights", f->weights);
+    lua_pushnumber(L, f->read_ms);
+    lua_setfield(L, -2, "read_ms");
+    lua_pushnumber(L, f->link_ms);
+    lua_setfield(L, -2, "link_ms");
+    lua_pushboolean(L, f->fits);
+    lua_setfield(L, -2, "fits");
+    lua_rawseti(L, -2, i + 1);
+  }
+  lua_setfield(L, -2, "forms");
+}
+
 static int core_plan(lua_State *L) {
   const char *dir = luaL_checkstring(L, 1);
   fm_load_options o = fm_bind_load_options(L, 2);
@@ -93,6 +128,8 @@ static int core_plan(lua_State *L) {
   }
   lua_pushstring(L, p.device);
   lua_setfield(L, -2, "device");
+  push_ranks(L, &p);
+  fm_plan_free(&p);
   return 1;
 }
 

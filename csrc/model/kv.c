@@ -13,6 +13,11 @@ int64_t fm_kv_page_size(const fm_config *cfg, fm_dtype dtype, bool mtp) {
   return (cfg->num_hidden_layers + (mtp ? 1 : 0)) * layer_size(cfg, dtype, fm_config_cache_width(cfg));
 }
 
+int64_t fm_kv_shard_page_size(const fm_config *cfg, fm_dtype dtype, const fm_shard *s) {
+  int slices = cfg->family == FM_QWEN2 ? s->of.tp : 1;
+  return (s->end - s->layer) * layer_size(cfg, dtype, fm_config_cache_width(cfg) / slices);
+}
+
 static int64_t per_group(const fm_kv *kv) { return kv->n_pages / kv->n_groups; }
 
 int fm_kv_group(const fm_kv *kv, int32_t page) { return (int)(page / per_group(kv)); }

@@ -8,6 +8,7 @@
 #define FM_MODEL_KV_H
 
 #include "io/config.h"
+#include "model/shard.h"
 #include "op/op.h"
 
 /* What one rank keeps of the pages of its group. */
@@ -44,6 +45,8 @@ typedef struct fm_kv_seq {
 
 /* Bytes of a page for this config. */
 int64_t   fm_kv_page_size(const fm_config *cfg, fm_dtype dtype, bool mtp);
+/* Of what one rank keeps of it. */
+int64_t   fm_kv_shard_page_size(const fm_config *cfg, fm_dtype dtype, const fm_shard *s);
 fm_status fm_kv_new (fm_kv **out, fm_ctx *c, const fm_config *cfg, fm_dtype dtype, bool mtp, int64_t n_pages,
                      fm_error *err);
 /* n_parts parts of n_groups groups; n_pages is a multiple of n_groups. */

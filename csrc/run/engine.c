@@ -101,13 +101,13 @@ static fm_status size_cache(setup *s, const fm_config *g, const fm_load_options 
 static fm_status make_setup(setup *s, const fm_backend *ops, const fm_config *g, fm_dtype stored,
                             const fm_load_options *o, fm_error *err) {
   TRY(check_dtype(s, ops, g, stored, o, err));
-  TRY(fm_forms_choose(&s->forms, o, g, err));
+  s->seqs = o->seqs ? o->seqs : 4;
+  TRY(fm_forms_choose(&s->forms, o, g, (double)fm_dtype_size(stored), s->seqs, err));
   s->n_ranks = fm_device_count(o->device);
-  if (s->n_ranks > 1 && !ops->comm)
+  if (s->n_ranks > 1 && !ops->comm && ops->open)
     return fm_fail(err, FM_EUNSUPPORTED, "devices of the %s do not work together in this version", ops->name);
   int64_t limit = g->max_position_embeddings;
   s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
-  s->seqs = o->seqs ? o->seqs : 4;
   s->host_experts = o->experts && strcmp(o->experts, "host") == 0 && ops->upload && g->n_routed_experts > 0;
   s->drafts = g->num_nextn_predict_layers ? (o->mtp < 0 ? 1 : o->mtp) : 0;
   if (o->mtp == FM_MTP_AUTO && s->drafts) s->drafts = FM_AUTO_DRAFTS;
@@ -136,32 +136,6 @@ static int64_t scratch_size(const fm_config *g, const fm_backend *ops, const set
   return ops->upload ? 2 * size + ((int64_t)128 << 20) + 128 * (int64_t)g->vocab_size * 4 : size;
 }
 
-static fm_status fill_plan(fm_plan *p, fm_ctx *c, fm_store *store, const fm_config *g, const setup *s,
-                           fm_error *err) {
-  int64_t free_bytes, page = fm_kv_page_size(g, s->cache, s->drafts > 0);
-  if (c->ops->memory(c->dev, &p->memory, &free_bytes) != FM_OK)
-    return fm_fail(err, FM_EDEVICE, "the device does not tell its memory");
-  p->free_memory = free_bytes;
-  p->device = c->ops->name;
-  p->parameters = fm_store_parameters(store);
-  TRY(fm_weights_size(store, g, s->drafts > 0, NULL, &p->weights, err));
-  if (!fm_mul(s->n_pages, page, &p->cache))
-    return fm_fail(err, FM_EOVERFLOW, "ctx * seqs = %lld * %lld is too large", (long long)s->ctx,
-                   (long long)s->seqs);
-  p->scratch = scratch_size(g, c->ops, s);
-  p->ctx = s->ctx;
-  p->seqs = s->seqs;
-  if (s->host_experts) {
-    p->host_weights = fm_weights_expert_bytes(store, g, s->drafts > 0);
-    fm_cpu_backend()->memory(NULL, &p->host_memory, &p->host_free);
-  }
-  int64_t room = (c->ops->upload ? free_bytes : p->memory) - (p->weights - p->host_weights) - p->scratch;
-  int64_t pages = room > 0 ? room / (page * s->seqs) - 1 : 0;
-  p->max_ctx = pages > 0 ? pages * FM_PAGE : 0;
-  if (p->max_ctx > g->max_position_embeddings) p->max_ctx = g->max_position_embeddings;
-  return FM_OK;
-}
-
 static fm_dtype stored_dtype(const fm_store *store) {
   fm_dtype best = FM_F32;                          // any f8 makes it an f8 checkpoint, else any bf16 or f16 counts
   for (int64_t i = 0; i < fm_store_count(store); i++) {
@@ -172,6 +146,60 @@ static fm_dtype stored_dtype(const fm_store *store) {
   return best;
 }
 
+/* What one rank holds; c is open, unless the card is only described. */
+static fm_status fill_rank(fm_rank_plan *p, int64_t *max_ctx, fm_ctx *c, fm_store *store, const fm_config *g, const setup *s, int i,
+                           int64_t host_weights, fm_error *err) {
+  fm_shard shard;
+  fm_shard_make(&shard, g, s->forms, s->drafts > 0, i);
+  int64_t page = fm_kv_shard_page_size(g, s->cache, &shard), dp = s->forms.dp, seqs = (s->seqs + dp - 1) / dp;
+  if (c->dev && c->ops->memory(c->dev, &p->memory, &p->free_memory) != FM_OK)
+    return fm_fail(err, FM_EDEVICE, "the device does not tell its memory");
+  TRY(fm_weights_size(store, g, s->drafts > 0, &shard, &p->weights, err));
+  p->weights -= host_weights;
+  if (!fm_mul(s->n_pages / dp, page, &p->cache))
+    return fm_fail(err, FM_EOVERFLOW, "ctx * seqs = %lld * %lld is too large", (long long)s->ctx, (long long)s->seqs);
+  p->scratch = scratch_size(g, c->ops, s);
+  int64_t room = (c->ops->upload ? p->free_memory : p->memory / (c->dev ? s->n_ranks : 1)) - p->weights - p->scratch;
+  int64_t pages = room > 0 ? room / (page * seqs) - 1 : 0;
+  *max_ctx = pages > 0 ? pages * FM_PAGE : 0;
+  return FM_OK;
+}
+
+static fm_status fill_plan(fm_plan *p, fm_ctx *c, fm_store *store, const fm_config *g, const setup *s, const fm_load_options *o,
+                           fm_error *err) {
+  int64_t max_ctx = 0;
+  p->device = c->ops->name;
+  p->parameters = fm_store_parameters(store);
+  p->ctx = s->ctx;
+  p->seqs = s->seqs;
+  p->max_ctx = g->max_position_embeddings;
+  if (s->host_experts) {
+    p->host_weights = fm_weights_expert_bytes(store, g, s->drafts > 0);
+    fm_cpu_backend()->memory(NULL, &p->host_memory, &p->host_free);
+  }
+  p->ranks = fm_array(s->n_ranks, sizeof *p->ranks);
+  if (!p->ranks) return fm_no_memory(err, s->n_ranks * (int64_t)sizeof *p->ranks);
+  for (p->n_ranks = 0; p->n_ranks < s->n_ranks; p->n_ranks++) {
+    fm_rank_plan *r = &p->ranks[p->n_ranks];
+    fm_device_name(r->device, o->device, p->n_ranks, &r->memory);
+    r->free_memory = r->memory;
+    if (s->n_ranks == 1 && c->dev) snprintf(r->device, sizeof r->device, "%s", c->ops->name);
+    TRY(fill_rank(r, &max_ctx, c, store, g, s, p->n_ranks, p->host_weights, err));
+    if (max_ctx < p->max_ctx) p->max_ctx = max_ctx;
+    p->weights += r->weights, p->cache += r->cache, p->scratch += r->scratch;
+  }
+  p->weights += p->host_weights;
+  p->memory = p->ranks->memory, p->free_memory = p->ranks->free_memory;
+  if (s->n_ranks == 1) return FM_OK;
+  return fm_forms_weigh(&p->forms, &p->n_forms, o, g, (double)fm_dtype_size(stored_dtype(store)), s->seqs, err);
+}
+
+void fm_plan_free(fm_plan *p) {
+  fm_free(p->ranks);
+  fm_free(p->forms);
+  *p = (fm_plan){ 0 };
+}
+
 static fm_status plan(fm_plan *p, fm_ctx *c, const char *dir, const fm_load_options *o, fm_error *err) {
   fm_config cfg;
   fm_store *store;
@@ -180,10 +208,21 @@ static fm_status plan(fm_plan *p, fm_ctx *c, const char *dir, const fm_load_opti
   TRY(check_options(&cfg, o, err));
   TRY(fm_store_open(&store, dir, err));
   fm_status status = make_setup(&s, c->ops, &cfg, stored_dtype(store), o, err);
-  if (status == FM_OK) status = fill_plan(p, c, store, &cfg, &s, err);
+  if (status == FM_OK) status = fill_plan(p, c, store, &cfg, &s, o, err);
   fm_store_close(store);
   return status;
 }
+
+/* Memory of its own, and arithmetic in whatever is stored: only asked what it needs, never opened. */
+static fm_status no_upload(fm_ctx *c, void *dst, const void *src, int64_t size) {
+  (void)dst, (void)src, (void)size;
+  return fm_fail(&c->err, FM_EDEVICE, "the card is not here");
+}
+
+static const fm_backend card = {
+  .abi = FM_BACKEND_ABI, .name = "card", .arithmetic = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3,
+  .cache_dtypes = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3, .chunk = 4096, .upload = no_upload,
+};
 
 fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, fm_error *err) {
   fm_load_options dflt = fm_load_options_default();
@@ -191,11 +230,14 @@ fm_status fm_plan_make(fm_plan *out, const char *dir, const fm_load_options *o, 
   fm_ctx c;
   if (!o) o = &dflt;
   char name[64];
-  fm_device_name(name, o->device, 0);
-  TRY(fm_ctx_open(&c, name, 1, err));
+  int64_t described;
+  fm_device_name(name, o->device, 0, &described);
+  if (described >= 0) c = (fm_ctx){ .ops = &card };
+  else TRY(fm_ctx_open(&c, name, 1, err));
   fm_status status = plan(&p, &c, dir, o, err);
-  fm_ctx_close(&c);
+  if (c.dev) fm_ctx_close(&c);
   if (status == FM_OK) *out = p;
+  else fm_plan_free(&p);
   return status;
 }
 
@@ -218,21 +260,24 @@ static fm_status open_tokenizer(fm_model *m, fm_error *err) {
 }
 
 /* A device with a memory of its own either holds it all or is not begun with. */
-static fm_status check_room(fm_model *m, fm_store *store, const setup *s, fm_error *err) {
+static fm_status check_room(fm_model *m, fm_store *store, const setup *s, const fm_load_options *o, fm_error *err) {
   fm_plan p = { 0 };
   if (!m->c.ops->upload) return FM_OK;
-  TRY(fill_plan(&p, &m->c, store, &m->cfg, s, err));
-  int64_t need = p.weights - p.host_weights + p.cache + p.scratch, experts = fm_weights_expert_bytes(store, &m->cfg, s->drafts > 0);
-  if (need <= p.free_memory) return FM_OK;
-  fm_fail(err, FM_EMEMORY, "%s needs %.2f GiB on the %s, %.2f GiB are free", m->dir, (double)need / 0x1p30,
-          m->c.ops->name, (double)p.free_memory / 0x1p30);
-  if (!p.max_ctx && experts > p.host_weights)
-    return fm_hint(err, FM_EMEMORY, "its weights alone are %.2f GiB; experts = \"host\" leaves %.2f GiB of them in host memory",
-                   (double)p.weights / 0x1p30, (double)experts / 0x1p30);
-  if (!p.max_ctx)
-    return fm_hint(err, FM_EMEMORY, "its weights alone are %.2f GiB", (double)(p.weights - p.host_weights) / 0x1p30);
-  return fm_hint(err, FM_EMEMORY, "with seqs = %lld the largest ctx that fits is %lld", (long long)p.seqs,
-                 (long long)p.max_ctx);
+  fm_status status = fill_plan(&p, &m->c, store, &m->cfg, s, o, err);
+  for (int i = 0; i < p.n_ranks && status == FM_OK; i++) {
+    const fm_rank_plan *r = &p.ranks[i];
+    int64_t need = r->weights + r->cache + r->scratch, experts = fm_weights_expert_bytes(store, &m->cfg, s->drafts > 0);
+    if (need <= r->free_memory) continue;
+    status = fm_fail(err, FM_EMEMORY, "%s needs %.2f GiB on the %s, %.2f GiB are free", m->dir, (double)need / 0x1p30, r->device,
+                     (double)r->free_memory / 0x1p30);
+    if (!p.max_ctx && experts > p.host_weights)
+      fm_hint(err, status, "its weights alone are %.2f GiB; experts = \"host\" leaves %.2f GiB of them in host memory",
+              (double)p.weights / 0x1p30, (double)experts / 0x1p30);
+    else if (!p.max_ctx) fm_hint(err, status, "its weights alone are %.2f GiB", (double)r->weights / 0x1p30);
+    else fm_hint(err, status, "with seqs = %lld the largest ctx that fits is %lld", (long long)p.seqs, (long long)p.max_ctx);
+  }
+  fm_plan_free(&p);
+  return status;
 }
 
 /* One of the devices, its threads where the options want them; ranks of one machine share its cores. */
@@ -245,15 +290,22 @@ static fm_status open_device(fm_ctx *c, const char *device, const fm_load_option
   return o->cpus && c->ops->pin ? c->ops->pin(c->dev, o->cpus, err) : FM_OK;
 }
 
+static fm_status not_here(const char *name, fm_error *err) {
+  return fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "%s is only described: a plan can be made for it, a model cannot be loaded", name),
+                 "device = \"cpu\" is here");
+}
+
 /* Ranks beside the first: their devices, and places for their weights. */
 static fm_status open_ranks(fm_loader *l, fm_store *store, const fm_load_options *o, fm_error *err) {
   fm_model *m = l->m;
   char name[64];
+  int64_t described;
   TRY(fm_ranks_new(&m->ranks, &m->cfg, l->s.forms, l->s.drafts > 0, &m->c, err));
   for (int i = 0; i < l->s.n_ranks; i++) {
     fm_rank *r = fm_ranks_at(m->ranks, i);
     int64_t size;
-    fm_device_name(name, o->device, i);
+    fm_device_name(name, o->device, i, &described);
+    if (described >= 0) return not_here(name, err);
     if (i) TRY(open_device(r->c, name, o, err));
     if (r->c->ops != m->c.ops) return fm_fail(err, FM_EUNSUPPORTED, "devices of two kinds do not work together: %s", o->device);
     if (i) TRY(fm_weights_new(&r->w, NULL, &m->cfg, m->drafts > 0, err));
@@ -272,13 +324,14 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   fm_model *m = l->m;
   fm_store *store;
   char name[64];
+  int64_t described;
   TRY(fm_config_load(&m->cfg, m->dir, err));
   TRY(check_options(&m->cfg, o, err));
   TRY(fm_store_open(&store, m->dir, err));
-  fm_device_name(name, o->device, 0);
-  fm_status status = open_device(&m->c, name, o, err);
+  fm_device_name(name, o->device, 0, &described);
+  fm_status status = described >= 0 ? not_here(name, err) : open_device(&m->c, name, o, err);
   if (status == FM_OK) status = make_setup(&l->s, m->c.ops, &m->cfg, stored_dtype(store), o, err);
-  if (status == FM_OK) status = check_room(m, store, &l->s, err);
+  if (status == FM_OK) status = check_room(m, store, &l->s, o, err);
   if (status == FM_OK && l->s.host_experts) status = open_device(&m->host, "cpu", o, err);
   if (status != FM_OK) {
     fm_store_close(store);
@@ -371,7 +424,8 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   if (m->ranks) TRY(fm_ranks_ready(m->ranks, &m->net, m->kv, m->ctx, n_valid, err));
   else TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, n_valid, err));
   if (l->s.host_experts) m->net.host = &m->host;
-  TRY(fm_ctx_reserve(&m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
+  for (int i = 0; i < l->s.n_ranks; i++)
+    TRY(fm_ctx_reserve(m->ranks ? fm_ranks_at(m->ranks, i)->c : &m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
   TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
   m->digest = fm_store_digest(m->w->store);
   log_loaded(m);

@@ -128,11 +128,16 @@ const char      *fm_model_dir(const fm_model *m);
 int64_t          fm_model_seqs(const fm_model *m);
 
 /* ---- parallel.c ---- */
-/* Names of devices, "cpu,cpu": how many, and the i-th. */
+/* Names of devices, "cpu,cpu": how many, and the i-th. *described: bytes of a card that is not here, -1: none said. */
 int       fm_device_count(const char *devices);
-void      fm_device_name(char name[64], const char *devices, int i);
-/* How the devices share the work: as the options say, what they leave open as suits the model. FM_EINVAL, FM_EUNSUPPORTED: not so. */
-fm_status fm_forms_choose(fm_forms *out, const fm_load_options *o, const fm_config *cfg, fm_error *err);
+void      fm_device_name(char name[64], const char *devices, int i, int64_t *described);
+/* How the devices share the work: as the options say; what they leave open is the cheapest of fm_forms_weigh. seqs: rows of a
+   step. FM_EUNSUPPORTED: the model cannot be split like this. */
+fm_status fm_forms_choose(fm_forms *out, const fm_load_options *o, const fm_config *cfg, double weight_bytes, int64_t seqs,
+                          fm_error *err);
+/* All ways that are possible, by what they cost; *out is the caller's. weight_bytes: of one stored weight. */
+fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *o, const fm_config *cfg, double weight_bytes,
+                         int64_t seqs, fm_error *err);
 
 /* ---- share.c ---- */
 /* Offers the model to whoever adopts it by this number, once; the offer holds a count. FM_ELIMIT: no such offer. */

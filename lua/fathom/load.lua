@@ -26,10 +26,14 @@ plan_known.progress, plan_known.verify, plan_known.debug = nil, nil, nil
 
 -- ---- devices ---------------------------------------------------------------------------------------------
 
--- One name that the core knows, or nil, err.
-local function name_of(device)
-  if type(device) ~= "string" then
-    return fault.give("unsupported", "devices that are only described are not in this version", 'use device = "cpu"')
+local card_known = { name = is.string, memory = is.count(1) }
+
+-- One device as the core takes it, or nil, err: its name, or name and bytes of a card that is only described.
+local function name_of(what, device)
+  if type(device) == "table" then
+    local card = options.check(what .. ": device", device, card_known)
+    if not card.memory then options.raise(what .. ": a device that is only described needs a name and its memory in bytes") end
+    return ("%s=%d"):format((card.name or "card"):gsub("[,=]", " "), math.tointeger(card.memory))
   end
   if device:find "^%l+$" or device:find "^%l+:%d+$" then return device end   -- its library says more
   return fault.give("device", ("no device is called '%s'"):format(device), 'device is "auto", "cpu", "cuda" or "cuda:0"')
@@ -38,15 +42,18 @@ end
 -- Names with commas between, as the core takes them, or nil, err.
 local function device_of(what, device)
   if device == nil then return "auto" end
-  if type(device) ~= "table" then return name_of(device) end
+  if type(device) ~= "table" then return name_of(what, device) end
   if #device == 0 and next(device) == nil then options.raise(what .. ": option 'device' is an empty list") end
   local names = {}
   for i, one in ipairs(device) do
-    local name, err = name_of(one)
+    if type(one) ~= "string" and type(one) ~= "table" then
+      options.raise(("%s: device[%d] must be a name or a table, got %s"):format(what, i, type(one)))
+    end
+    local name, err = name_of(what, one)
     if not name then return nil, err end
     names[i] = name
   end
-  if #names == 0 then return name_of(device) end
+  if #names == 0 then return name_of(what, device) end
   return table.concat(names, ",")
 end
 
@@ -103,6 +110,11 @@ function plan_methods:report()
     line("in all", bytes(d.weights + d.cache + d.scratch))
     line("there is", bytes(d.memory))
   end
+  for i, f in ipairs(self.forms) do
+    if i == 1 then lines[#lines + 1] = "ways to share the work, and an estimate of a step of all sequences" end
+    lines[#lines + 1] = ("  pp %-2d dp %-2d tp %-2d ep %-3d  weights %10s a device  reads %8.2f ms  talks %7.2f ms%s"):format(
+      f.pp, f.dp, f.tp, f.ep, bytes(f.weights), f.read_ms, f.link_ms, f.fits and "" or "  does not fit")
+  end
   lines[#lines + 1] = ("%d sequences of %d tokens; the largest ctx that fits with these is %d")
                       :format(self.seqs, self.ctx, self.max_ctx)
   return table.concat(lines, "\n")
@@ -114,7 +126,10 @@ local plan_mt = { __index = plan_methods, __name = "fathom.plan",
 --- What a checkpoint will take in memory. Reads headers only.
 -- @param dir string
 -- @param opts table|nil  device parallel dtype cache_dtype experts ctx seqs threads mtp
--- @return plan { parameters, weights, cache, scratch (bytes), devices, ctx, seqs, max_ctx, memory }, or nil, err
+--   a device may be { name =, memory = bytes }, a card that is not here
+-- @return plan { parameters, weights, cache, scratch (bytes), devices, ctx, seqs, max_ctx, memory, forms }, or nil, err
+--   forms: the ways for several devices to share the work, the cheapest first: { pp, dp, tp, ep, weights (bytes of the device
+--   that holds most), read_ms, link_ms (of a step), fits }
 -- @usage print(assert(fathom.plan(dir, { seqs = 8 })):report())
 function load.plan(dir, opts)
   options.argument("fathom.plan", "dir", dir, is.path)
@@ -126,8 +141,6 @@ function load.plan(dir, opts)
   plan, err = fault.guard(core.plan, dir, core_opts)
   if not plan then return nil, err end
   plan.dir = dir
-  plan.devices = { { name = plan.device, weights = plan.weights - plan.host_weights, cache = plan.cache,
-                     scratch = plan.scratch, memory = plan.memory, free = plan.free } }
   if plan.host_weights > 0 then
     plan.devices[2] = { name = "cpu", weights = plan.host_weights, cache = 0, scratch = 0, memory = plan.host_memory,
                         free = plan.host_free }
