@@ -340,6 +340,15 @@ describe("a judge on another backend", function()
     assert.is_nil(assert(fathom.judge(mock, { votes = 2 }):score("Q", "x")).score)
   end)
 
+  it("ranks nobody first where no vote can be read", function()
+    for _, mode in ipairs { "pair", "score" } do
+      local judge = fathom.judge(fathom.mock { replies = function() return "Who knows?" end }, { votes = 2, mode = mode })
+      local r = assert(judge:rank("Q", { "x", "y" }))
+      assert.is_nil(r.winner)
+      assert.same({ 1.0, { 1, 2 } }, { r.abstention, r.order })
+    end
+  end)
+
   it("puts a rubric into the system text, and takes another wording", function()
     local mock = fathom.mock { replies = function() return "Note 4" end }
     local j = fathom.judge(mock, { votes = 1, rubric = { "be brief", "be right" }, scale = { 0, 5 },

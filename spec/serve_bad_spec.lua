@@ -90,7 +90,11 @@ describe("the server, given what is wrong", function()
     { "completions", { prompt = "" , suffix = "x" }, "suffix", "not supported" },
     { "completions", { prompt = "a", echo = true }, "echo", "not supported" },
     { "completions", { prompt = "a", best_of = 2 }, "best_of", "n" },
-    { "completions", { prompt = { 5, 999999 } }, json.null, "vocabulary" },
+    { "completions", { prompt = { 5, 999999 } }, "prompt[1]", "a token id below 2944, got 999999" },
+    { "completions", { prompt = { { 5 }, { 999999 } } }, "prompt[1][0]", "a token id below" },
+    { "completions", { prompt = 5 }, "prompt", "a string, a list of strings or token ids" },
+    { "embeddings", { input = { 999999 } }, "input[0]", "a token id below" },
+    { "../detokenize", { tokens = { 999999 } }, "tokens[0]", "a token id below" },
     { "completions", { prompt = { "a", { 1 } } }, "prompt[1]", "same kind" },
     { "embeddings", { input = json.array {} }, "input", "string" },
     { "embeddings", { input = "a", dimensions = 3 }, "dimensions", "hidden_size" },
@@ -104,7 +108,7 @@ describe("the server, given what is wrong", function()
       if path == "chat/completions" and not body.messages and not body.model then
         body.messages = { { role = "user", content = "Hello!" } }
       end
-      local r = http.ask(server, "POST", "/v1/" .. path, body)
+      local r = http.ask(server, "POST", path:find "^%.%." and path:sub(3) or "/v1/" .. path, body)
       assert.equal(400, r.status, r.body)
       assert.equal(param, r.json.error.param, r.body)
       assert(r.json.error.message:find(word, 1, true), r.body)

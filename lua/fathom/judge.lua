@@ -182,8 +182,8 @@ end
 
 --- Ranks answers: each against each other in both orders, or by scores in the modes "score" and "principles".
 -- @param answers list of texts or results
--- @return { winner = index, order = indices from best to worst, scores = for each answer the mean share of the votes that it got
---   (or its mean score), agreement, flip_rate, abstention, usage, matches or results }, or nil, err
+-- @return { winner = index (nil: no vote could be read), order = indices from best to worst, scores = for each answer the mean share
+--   of the votes that it got (or its mean score), agreement, flip_rate, abstention, usage, matches or results }, or nil, err
 -- @usage local r = judge:rank("What is 8 + 5?", { "14", "13", "I don't know" })
 function methods:rank(question, answers)
   question = check_question(self, "judge:rank", question)

@@ -29,9 +29,10 @@ local function by_value(values)
   return order
 end
 
-local function ranked(results, values)
+-- seen: whether any vote could be read; where none could, nobody has won.
+local function ranked(results, values, seen)
   local order = by_value(values)
-  return { winner = order[1], order = order, scores = values, agreement = mean(results, "agreement") or 1.0,
+  return { winner = seen and order[1] or nil, order = order, scores = values, agreement = mean(results, "agreement") or 1.0,
            flip_rate = mean(results, "flip_rate") or 0.0, abstention = mean(results, "abstention") or 0.0,
            usage = add_usage(results) }
 end
@@ -46,23 +47,24 @@ end
 
 --- From matches between all of n answers: { first =, second =, counts =, distribution = ... }.
 function standings.of_matches(self, matches, n)
-  local scores = {}
+  local scores, seen = {}, n == 1
   for i = 1, n do scores[i] = n > 1 and 0.0 or 1.0 end
   for _, m in ipairs(matches) do
     local s = share(self, m)
+    seen = seen or next(m.counts) ~= nil
     scores[m.first] = scores[m.first] + s / (n - 1)
     scores[m.second] = scores[m.second] + (1 - s) / (n - 1)
   end
-  local r = ranked(matches, scores)
+  local r = ranked(matches, scores, seen)
   r.matches = matches
   return r
 end
 
 --- From one result of judge:score for each answer; one without a readable vote stands last.
 function standings.of_scores(self, results)
-  local values, low = {}, self.options.scale[1]
-  for i, r in ipairs(results) do values[i] = r.score or low - 1 end
-  local out = ranked(results, values)
+  local values, low, seen = {}, self.options.scale[1], false
+  for i, r in ipairs(results) do values[i], seen = r.score or low - 1, seen or r.score ~= nil end
+  local out = ranked(results, values, seen)
   for i, r in ipairs(results) do out.scores[i] = r.score or false end
   out.results = results
   return out

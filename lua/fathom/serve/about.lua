@@ -55,6 +55,7 @@ function about.detokenize(call)
   local f, model = fields.read(call:json_body(), { model = check.string, tokens = fields.ids }), call.server.model
   fields.check_model(call.server, f.model)
   if not f.tokens then wire.refuse(400, "tokens are missing", "tokens", "missing_required_parameter") end
+  fields.check_ids(call.server, f.tokens, "tokens")
   local text = wire.clean(generate.must(model.decode, model, f.tokens))
   call:json { prompt = text, content = text }
 end

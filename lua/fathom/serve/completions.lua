@@ -17,8 +17,9 @@ local USUAL_TOKENS = 16          -- OpenAI's
 --- Prompts in any of their four forms -> a list of texts and lists of ids. Embeddings take the same.
 function completions.prompts(v, name)
   if type(v) == "string" then return { v } end
-  check.list(v, name)
-  if #v == 0 then fields.wrong(name, "a string, a list of strings or token ids", v) end
+  local want = "a string, a list of strings or token ids"
+  check.list(v, name, want)
+  if #v == 0 then fields.wrong(name, want, v) end
   if type(v[1]) == "number" then return { fields.ids(v, name) } end
   local out = {}
   for i, one in ipairs(v) do
@@ -46,6 +47,7 @@ local function read(server, body)
   o.schema, o.logprobs = f.response_format, f.logprobs
   local turns = {}
   for i, prompt in ipairs(f.prompt) do
+    if type(prompt) == "table" then fields.check_ids(server, prompt, #f.prompt > 1 and ("prompt[%d]"):format(i - 1) or "prompt") end
     turns[i] = type(prompt) == "string" and generate.must(server.model.engine.text_ids, server.model.engine, prompt) or prompt
     if #turns[i] == 0 then wire.refuse(400, "a prompt is empty: at least one token is needed", "prompt", "invalid_value") end
   end

@@ -31,6 +31,7 @@ function embeddings.handle(call)
   local data, n_tokens = json.array {}, 0
   for i, input in ipairs(f.input) do
     if i > 1 then call.pause() end
+    if type(input) == "table" then fields.check_ids(call.server, input, #f.input > 1 and ("input[%d]"):format(i - 1) or "input") end
     local ids = type(input) == "string" and generate.must(model.engine.text_ids, model.engine, input) or input
     if #ids == 0 then wire.refuse(400, "an input is empty: at least one token is needed", "input", "invalid_value") end
     data[i] = { object = "embedding", index = i - 1, embedding = vector(model, ids, f.encoding_format) }

@@ -37,8 +37,8 @@ function check.object(v, name)
   return v
 end
 
-function check.list(v, name)
-  if type(v) ~= "table" or v == json.null or (getmetatable(v) or {}).__jsontype ~= "array" then wrong(name, "a list", v) end
+function check.list(v, name, want)
+  if type(v) ~= "table" or v == json.null or (getmetatable(v) or {}).__jsontype ~= "array" then wrong(name, want or "a list", v) end
   return v
 end
 
@@ -115,7 +115,7 @@ end
 -- ---- fields of sampling -----------------------------------------------------------------------------------------
 
 local function stops(v, name)
-  if type(v) == "string" then v = { v } else check.list(v, name) end
+  if type(v) == "string" then v = { v } else check.list(v, name, "a string or a list of strings") end
   if #v > 16 then wrong(name, "at most 16 strings", v) end
   for i, s in ipairs(v) do
     if type(s) ~= "string" or s == "" then wrong(("%s[%d]"):format(name, i - 1), "a string that is not empty", s) end
@@ -138,6 +138,15 @@ local function ids(v, name)
   return table.move(v, 1, #v, 1, {})
 end
 fields.ids = ids
+
+--- Refuses token ids that the model does not have.
+-- @param name string  of the field that they stand in
+function fields.check_ids(server, list, name)
+  local size = server.model.engine.core:vocab_size()
+  for i, id in ipairs(list) do
+    if id >= size then wrong(("%s[%d]"):format(name, i - 1), ("a token id below %d"):format(size), id) end
+  end
+end
 
 local penalty = check.number(-2, 2)
 
