@@ -135,6 +135,10 @@ describe("the body of a request", function()
     local b, path = body({ text = "Once" }, { logprobs = true })
     assert.same({ "/completions", "Once", 0 }, { path, b.prompt, b.logprobs })
     assert.same({ 1, 2 }, table.move(body({ ids = { 1, 2 } }, {}).prompt, 1, 2, 1, {}))
+    -- as long as a model's of this process: left to a server it would be 16
+    assert.equal(1024, b.max_tokens)
+    assert.equal(5, body({ text = "Once" }, { max_tokens = 5 }).max_tokens)
+    assert.is_nil(body({ messages = { { role = "user", content = "Hi" } } }, {}).max_tokens)
   end)
 end)
 

@@ -5,6 +5,7 @@
 --                   chat_template_kwargs (thinking, enable_thinking)
 --   no effect       mtp priority (they never change what is sampled), overflow = "error" (a server refuses by itself)
 --   refused         grammar template keep overflow: no field means the same on two servers
+-- What nobody chose is the server's choice, but for the length of a text that goes on (no chat): servers stop it after 16 tokens.
 --
 -- fields = { grammar = "guided_grammar", max_tokens = "max_completion_tokens" } names the fields of one server: an option that is
 -- refused otherwise is sent then, and others go by another name. extra = { ... } sends fields besides, as they are.
@@ -146,6 +147,7 @@ end
 function request.body(prompt, o, how)
   local body = { model = how.model, stream = how.stream, n = how.n > 1 and how.n or nil }
   if how.stream then body.stream_options = { include_usage = true } end
+  if not prompt.messages and not o.max_tokens then o = sampling.merge({ max_tokens = sampling.defaults().max_tokens }, o) end
   put_options(body, o, how.fields)
   local form = prompt.messages and chat_body or text_body
   form(body, prompt, o)
