@@ -1,7 +1,8 @@
 --- reject.lua - rejection sampling into a file of JSON lines: several samples of many prompts, and those kept that a reward likes.
 --
 -- What is in the file stays there whatever happens to the process. Lines come in the order of the prompts and samples, written when
--- all before them are settled; beside them a journal (PATH.journal) says which prompts are done. A run that was killed is taken up
+-- all before them are settled; beside them a journal (PATH.journal) says which prompts are done, and keeps the lines of those that
+-- are ahead of a slow one. A run that was killed is taken up
 -- by the same call: lines that are there are not made again, a torn last line is cut off, and since seeds follow from the place
 -- the file comes out byte for byte as if nothing had been. The journal counts lines: a prompt whose lines are not all there (somebody
 -- deleted or edited the file, the system lost its end) is made again, with those behind it.
@@ -106,19 +107,28 @@ local function objects(lines, from)
   return out
 end
 
--- How many prompts are settled: noted in the journal, with all of their lines in the file; and these lines.
-local function settled(notes, lines)
-  local found, whole, done = objects(lines, 1), {}, 0
-  for _, note in ipairs(objects(notes, 2)) do
-    local at = #whole
-    if note.prompt ~= done + 1 or math.type(note.kept) ~= "integer" then break end
-    for i = at + 1, at + note.kept do
-      if not found[i] or found[i].index ~= note.prompt then return done, table.move(whole, 1, at, 1, {}) end
-      whole[i] = lines[i]
-    end
-    done = note.prompt
+local function is_early(note) return math.type(note.prompt) == "integer" and type(note.lines) == "table" and is.strings(note.lines) end
+
+-- Whether a note is that of the next prompt, and all of its lines are there, behind the first n.
+local function follows(note, done, found, n)
+  if note.prompt ~= done + 1 or math.type(note.kept) ~= "integer" or note.kept < 0 then return false end
+  for k = n + 1, n + note.kept do
+    if not found[k] or found[k].index ~= note.prompt then return false end
   end
-  return done, whole
+  return true
+end
+
+-- How many prompts are settled: noted in the journal, with all of their lines in the file; these lines; those of prompts that
+-- are settled behind one that is not (index -> lines); and the notes that say all this.
+local function settled(notes, lines)
+  local found, n, done, ahead, noted, lost = objects(lines, 1), 0, 0, {}, { notes[1] }, false
+  for i, note in ipairs(objects(notes, 2)) do
+    local early = is_early(note)
+    lost = lost or not early and not follows(note, done, found, n)
+    if early then ahead[note.prompt] = note.lines elseif not lost then done, n = note.prompt, n + note.kept end
+    if early or not lost then noted[#noted + 1] = notes[i + 1] end
+  end
+  return done, table.move(lines, 1, n, 1, {}), ahead, noted
 end
 
 -- What an earlier run left: { done = prompts that are settled, kept = lines }, after its torn ends are cut off.
@@ -134,17 +144,21 @@ local function look_back(self)
     return fault.give("format", self.path .. " was begun with other settings (" .. notes[1]:sub(1, 200):gsub("%s+$", "") .. ")",
                       "give the same model, prompts, seed and options, or another path")
   end
-  local done, whole = settled(notes or {}, lines or {})
+  local done, whole, ahead, noted = settled(head and notes or {}, lines or {})
   local cut = torn or #whole < #(lines or {})
   local err
   self.file, err = reopen(self.path, whole, cut)
   if not self.file then return nil, err end
   local fresh = not head
-  local noted = fresh and {} or table.move(notes, 1, done + 1, 1, {})
   self.journal, err = reopen(self.journal_path, noted, torn_note or #noted < #(notes or {}))
   if not self.journal then return nil, err end
   if fresh then self.journal:write(json.encode(self.settings), "\n"):flush() end
   self.done, self.kept, self.resumed = done, #whole, done
+  for index, texts in pairs(ahead) do
+    if index > done and index <= #self.list then
+      self.ready[index], self.resumed = { lines = texts, tokens = 0, noted = true }, self.resumed + 1
+    end
+  end
   return true
 end
 
@@ -219,6 +233,17 @@ local function write_ready(self)
   return true
 end
 
+-- What is settled before its turn goes to the journal: one slow prompt is no reason to lose those behind it.
+local function write_ahead(self, index)
+  local made = self.ready[index]
+  if not made or made.noted then return true end
+  local ok, why = self.journal:write(json.encode { prompt = index, lines = json.array(made.lines) }, "\n")
+  if ok then ok, why = self.journal:flush() end
+  if not ok then return fault.give("io", ("%s cannot be written: %s"):format(self.journal_path, tostring(why))) end
+  made.noted = true
+  return true
+end
+
 -- Called as each prompt is over. One that failed ends the run: the next one goes on from there.
 local function on_done(self, index, r, work)
   if r.value then
@@ -230,6 +255,7 @@ local function on_done(self, index, r, work)
   end
   self.settled = self.settled + (r.value and 1 or 0)
   local ok, err = write_ready(self)
+  if ok then ok, err = write_ahead(self, index) end
   if not ok then self.err = self.err or err end
   local go_on = self.err == nil and not self.failed[1]
   if self.o.progress and self.o.progress(state_of(self)) == false then
@@ -239,13 +265,18 @@ local function on_done(self, index, r, work)
 end
 
 local function run(self)
-  local jobs, first = {}, self.done
-  for i = first + 1, #self.list do
-    jobs[i - first] = function() return settle(self, i, self.list[i]) end
+  local jobs, places = {}, {}
+  for i = self.done + 1, #self.list do
+    if not self.ready[i] then
+      places[#places + 1] = i
+      jobs[#places] = function() return settle(self, i, self.list[i]) end
+    end
   end
-  self.settled, self.began = first, now_ms()
+  self.settled, self.began = self.resumed, now_ms()
+  local ok, err = write_ready(self)                  -- a kill between the two files may have left them in front
+  if not ok then self.err, jobs = err, {} end
   crew.run(self.o.backend, jobs, { width = self.o.width, on_done = function(k, r, work)
-    if not work.cancelled then on_done(self, first + k, r, work) end
+    if not work.cancelled then on_done(self, places[k], r, work) end
   end })
   self.file:close()
   self.journal:close()
