@@ -1,18 +1,12 @@
 /*
-** comm.cu - collectives over NCCL, which is opened when ranks first meet, and sums of a few rows by a kernel over peer memory.
+** comm.cu - collectives over NCCL, which is opened when ranks first meet, and where all reach each other's memory over our kernels (peer.cu).
 **
 ** Nothing waits on a device for ever. A rank's host thread looks at its stream, the hub's abort word and the clock (fm_cuda_sync,
 ** fm_cuda_look); when it is time it sets the word that our kernel looks at and aborts NCCL's communicator. What was aborted is made anew when
 ** all meet again: each reset of the hub is an epoch, and a communicator belongs to one.
-**
-** few_kernel: each rank writes its part into all others' memory, two floats and twice the number of the sum to 16 bytes, and looks at its
-** own until both numbers are there: half of what travels is flags, but nothing is waited for twice.
-**
-** all_reduce_kernel, for more: each rank writes its part into all others' memory, raises a flag there, waits for theirs, and adds all parts in
-** the order of the ranks. Two halves take turns in both: a rank that writes a half again has seen what the others sent after they had
-** read it. A block's elements are always the same ones.
 */
 #include "comm.cuh"
+#include "peer.cuh"
 
 #include <dlfcn.h>
 #include <stdlib.h>
@@ -24,13 +18,6 @@
 
 #if __has_include(<nccl.h>)
 #include <nccl.h>
-
-constexpr int RANKS = 16;                /* of a group that adds by our kernel */
-constexpr int BLOCKS = 32;
-constexpr int64_t SHORT = 64 << 10;      /* floats; longer sums are NCCL's */
-constexpr int64_t FEW = 4 << 10;         /* pairs of floats */
-constexpr int FEW_BLOCKS = FEW / 256;
-constexpr int64_t TICKS = 20000000000;   /* ns a kernel waits at most, should its host be gone */
 
 /* ---- the library ---- */
 
@@ -63,9 +50,6 @@ static const nccl_lib &nccl() {
 
 /* ---- groups and their members ---- */
 
-struct mailbox { float *inbox; uint32_t *flag; uint4 *few; };     /* inbox (2, n, SHORT); flag (n, BLOCKS); few (2, n, FEW) */
-struct mailboxes { mailbox of[RANKS]; };
-
 struct fm_member {
   fm_comm comm;                          /* first */
   fm_group *group;
@@ -73,10 +57,9 @@ struct fm_member {
   fm_member *next;                       /* of this device */
   ncclComm_t nccl;                       /* NULL: not met yet, or aborted */
   unsigned epoch;
-  mailbox mine;
-  uint32_t *turn;                        /* (BLOCKS + FEW_BLOCKS) how many sums each block has made, on the device */
-  int *ended;                            /* the word that ends our kernel's waits: the host's memory */
-  mailboxes all;
+  fm_mailbox mine;
+  bool reached;                          /* all reach each other's memory */
+  fm_peers peers;
 };
 
 struct fm_group {
@@ -84,11 +67,11 @@ struct fm_group {
   fm_door door;
   ncclUniqueId id;
   bool good;                             /* rank 0 had an id to give */
-  fm_member *at[RANKS];
+  fm_member *at[FM_PEERS];
 };
 
 static fm_status found(fm_group **out, fm_hub *hub, int n, fm_error *err) {
-  if (n > RANKS) return fm_fail(err, FM_EUNSUPPORTED, "%d ranks in a group, %d are the most", n, RANKS);
+  if (n > FM_PEERS) return fm_fail(err, FM_EUNSUPPORTED, "%d ranks in a group, %d are the most", n, FM_PEERS);
   if (!nccl().lib)
     return fm_hint(err, fm_fail(err, FM_EDEVICE, "cuda: several GPUs need NCCL, and there is no libnccl.so.2"),
                    "install NCCL 2.18 or newer, or name its folder in LD_LIBRARY_PATH");
@@ -143,8 +126,8 @@ static void leave(fm_comm *comm) {
   while (*at != m) at = &(*at)->next;
   *at = m->next;
   abort_nccl(m);
-  cudaFree(m->mine.inbox), cudaFree(m->mine.flag), cudaFree(m->mine.few), cudaFree(m->turn);
-  if (m->ended) cudaFreeHost(m->ended);
+  cudaFree(m->mine.base), cudaFree(m->peers.turn);
+  if (m->peers.ended) cudaFreeHost((void *)m->peers.ended);
   free(m);
 }
 
@@ -172,7 +155,7 @@ static bool given_up(fm_hub *hub, double begun) {
 
 static fm_status end_all(fm_cuda *d, fm_error *err, const char *what) {
   for (fm_member *m = d->members; m; m = m->next) {
-    if (m->ended) *(volatile int *)m->ended = 1;
+    if (m->peers.ended) *m->peers.ended = 1;
     abort_nccl(m);
   }
   cudaStreamSynchronize(d->stream);
@@ -183,7 +166,7 @@ static fm_status end_all(fm_cuda *d, fm_error *err, const char *what) {
 /* A kernel's own limit passed while nobody looked. */
 static fm_status check_ended(fm_cuda *d, fm_error *err, const char *what) {
   for (fm_member *m = d->members; m; m = m->next)
-    if (m->ended && *(volatile int *)m->ended) return end_all(d, err, what);
+    if (m->peers.ended && *m->peers.ended) return end_all(d, err, what);
   return FM_OK;
 }
 
@@ -232,34 +215,34 @@ static fm_status said(fm_ctx *c, fm_member *m, ncclResult_t r, const char *what)
 }
 
 static fm_status open_mailbox(fm_ctx *c, fm_member *m) {
-  int64_t n = m->comm.n;
-  int64_t inbox = 2 * n * SHORT * (int64_t)sizeof(float), flags = n * BLOCKS * 4, few = 2 * n * FEW * 16, turns = (BLOCKS + FEW_BLOCKS) * 4;
-  if (!m->ended) {
-    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.inbox, (size_t)inbox), "a rank's inbox"));
-    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.flag, (size_t)flags), "a rank's flags"));
-    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.few, (size_t)few), "a rank's inbox"));
-    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->turn, (size_t)turns), "a rank's turns"));
-    TRY(fm_cuda_check(&c->err, cudaMallocHost((void **)&m->ended, sizeof *m->ended), "a word that ends waits"));
+  fm_peers *p = &m->peers;
+  int64_t size = fm_mailbox_size(m->comm.n);
+  if (!p->ended) {
+    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&m->mine.base, (size_t)size), "a rank's mailbox"));
+    TRY(fm_cuda_check(&c->err, cudaMalloc((void **)&p->turn, FM_TURNS * sizeof *p->turn), "a rank's turns"));
+    TRY(fm_cuda_check(&c->err, cudaMallocHost((void **)&p->ended, sizeof *p->ended), "a word that ends waits"));
   }
-  *m->ended = 0;
-  cudaMemset(m->mine.flag, 0, (size_t)flags);
-  cudaMemset(m->mine.few, 0, (size_t)few);
-  cudaMemset(m->turn, 0, (size_t)turns);
+  p->me = m->comm.me, p->n = m->comm.n;
+  *p->ended = 0;
+  cudaMemset(m->mine.base, 0, (size_t)size);
+  cudaMemset(p->turn, 0, FM_TURNS * sizeof *p->turn);
   return fm_cuda_check(&c->err, cudaDeviceSynchronize(), "a rank's mailbox");
 }
 
-/* The others' memory, where this device can reach it; a group with one that cannot adds through NCCL. */
+/* The others' memory. Each looks at all pairs, so all come to the same answer. */
 static fm_status reach_others(fm_ctx *c, fm_member *m) {
-  memset(&m->all, 0, sizeof m->all);
-  for (int r = 0; r < m->comm.n; r++) {
-    int can = 1, other = m->group->at[r]->d->index;
-    if (other != m->d->index) {
-      TRY(fm_cuda_check(&c->err, cudaDeviceCanAccessPeer(&can, m->d->index, other), "looking at a peer"));
-      cudaError_t e = can ? cudaDeviceEnablePeerAccess(other, 0) : cudaSuccess;
-      if (e == cudaErrorPeerAccessAlreadyEnabled) e = (cudaGetLastError(), cudaSuccess);
-      TRY(fm_cuda_check(&c->err, e, "reaching a peer"));
+  m->reached = true;
+  for (int a = 0; a < m->comm.n; a++)
+    for (int b = 0; b < m->comm.n; b++) {
+      int can = 1, from = m->group->at[a]->d->index, to = m->group->at[b]->d->index;
+      if (from != to) TRY(fm_cuda_check(&c->err, cudaDeviceCanAccessPeer(&can, from, to), "looking at a peer"));
+      m->reached = m->reached && can;
     }
-    if (can) m->all.of[r] = m->group->at[r]->mine;
+  for (int r = 0; r < m->comm.n && m->reached; r++) {
+    cudaError_t e = r == m->comm.me ? cudaSuccess : cudaDeviceEnablePeerAccess(m->group->at[r]->d->index, 0);
+    if (e == cudaErrorPeerAccessAlreadyEnabled) e = (cudaGetLastError(), cudaSuccess);
+    TRY(fm_cuda_check(&c->err, e, "reaching a peer"));
+    m->peers.box[r] = m->group->at[r]->mine;
   }
   return FM_OK;
 }
@@ -298,141 +281,16 @@ static fm_status barrier(fm_ctx *c, fm_comm *comm) {
 
 /* ---- sums ---- */
 
-__device__ __forceinline__ void raise(uint32_t *flag, uint32_t v) {
-  asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(flag), "r"(v) : "memory");
-}
-__device__ __forceinline__ uint32_t seen(const uint32_t *flag) {
-  uint32_t v;
-  asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
-  return v;
-}
-__device__ __forceinline__ int64_t clock_ns() {
-  int64_t t;
-  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
-  return t;
-}
-
-/* Looks every now and then whether a wait is to end; false: it is. */
-struct patience {
-  volatile int *ended;
-  int64_t begun;
-  int looks;
-  __device__ bool left() {
-    if (++looks % 256) return true;
-    if (!begun) begun = clock_ns();
-    if (clock_ns() - begun > TICKS) *ended = 1;
-    return !*ended;
-  }
-};
-
-__device__ bool await(const uint32_t *flag, uint32_t turn, volatile int *ended) {
-  patience p = { ended, 0, 0 };
-  while ((int32_t)(seen(flag) - turn) < 0)
-    if (!p.left()) return false;
-  return true;
-}
-
-__device__ __forceinline__ void put_line(uint4 *to, float2 v, uint32_t turn) {
-  asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %2};" ::"l"(to), "r"(__float_as_uint(v.x)), "r"(turn),
-               "r"(__float_as_uint(v.y)) : "memory");
-}
-__device__ __forceinline__ uint4 get_line(const uint4 *from) {
-  uint4 v;
-  asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
-  return v;
-}
-
-__global__ void __launch_bounds__(256) few_kernel(float2 *x, const float2 *part, int64_t len, mailboxes box, int me, int n,
-                                                  uint32_t *turns, volatile int *ended) {
-  int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
-  patience p = { ended, 0, 0 };
-  fm_wait();
-  fm_go_on();
-  uint32_t turn = turns[blockIdx.x] + 1;
-  int64_t half = (int64_t)(turn & 1) * n * FEW;
-  __syncthreads();                       // all have read the turn
-  if (threadIdx.x == 0) turns[blockIdx.x] = turn;
-  if (i >= len) return;
-  float2 mine = part[i], was = x[i], sum = { 0, 0 };
-  for (int r = 0; r < n; r++)
-    if (r != me) put_line(box.of[r].few + half + me * FEW + i, mine, turn);
-  for (int r = 0; r < n; r++) {
-    float2 v = mine;
-    if (r != me) {
-      uint4 line = get_line(box.of[me].few + half + r * FEW + i);
-      while (line.y != turn || line.w != turn) {
-        if (!p.left()) return;
-        line = get_line(box.of[me].few + half + r * FEW + i);
-      }
-      v = { __uint_as_float(line.x), __uint_as_float(line.z) };
-    }
-    sum = r ? float2{ sum.x + v.x, sum.y + v.y } : v;
-  }
-  x[i] = { was.x + sum.x, was.y + sum.y };
-}
-
-__global__ void __launch_bounds__(256) all_reduce_kernel(float4 *x, const float4 *part, int64_t len, mailboxes box, int me, int n,
-                                                         uint32_t *turns, volatile int *ended) {
-  int b = blockIdx.x, t = threadIdx.x;
-  int64_t first = (int64_t)b * 256 + t, step = BLOCKS * 256, row = SHORT / 4;
-  fm_wait();
-  fm_go_on();
-  uint32_t turn = turns[b] + 1;
-  int64_t half = (int64_t)(turn & 1) * n * row;
-  for (int64_t i = first; i < len; i += step) {
-    float4 v = part[i];
-    for (int r = 0; r < n; r++)
-      if (r != me) ((float4 *)box.of[r].inbox)[half + me * row + i] = v;
-  }
-  bool good = true;
-  if ((int64_t)b * 256 < len) {          // the block has elements: the same for all ranks
-    __threadfence_system();
-    __syncthreads();
-    if (t < n && t != me) {
-      raise(box.of[t].flag + me * BLOCKS + b, turn);
-      good = await(box.of[me].flag + t * BLOCKS + b, turn, ended);
-    }
-  }
-  good = __syncthreads_and(good);
-  if (t == 0) turns[b] = turn;
-  const float4 *inbox = (const float4 *)box.of[me].inbox + half;
-  for (int64_t i = first; i < len && good; i += step) {
-    float4 sum = me == 0 ? part[i] : __ldcg(inbox + i);
-    for (int r = 1; r < n; r++) {
-      float4 v = r == me ? part[i] : __ldcg(inbox + r * row + i);
-      sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
-    }
-    float4 was = x[i];
-    x[i] = { was.x + sum.x, was.y + sum.y, was.z + sum.z, was.w + sum.w };
-  }
-}
-
 __global__ void __launch_bounds__(256) add_kernel(float *x, const float *sum, int64_t len) {
   fm_wait();
   fm_go_on();
   for (int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x; i < len; i += (int64_t)gridDim.x * 256) x[i] += sum[i];
 }
 
-static bool by_our_kernel(const fm_member *m, const float *x, const float *part, int64_t len) {
-  bool reach = true;
-  for (int r = 0; r < m->comm.n; r++) reach = reach && m->all.of[r].inbox;
-  return reach && len <= SHORT && len % 4 == 0 && ((uintptr_t)x | (uintptr_t)part) % 16 == 0;
-}
-
 static fm_status all_reduce(fm_ctx *c, fm_comm *comm, float *x, const float *part, int64_t len) {
   fm_member *m;
   TRY(ready(c, comm, &m));
-  bool ours = by_our_kernel(m, x, part, len);
-  if (ours && len <= 2 * FEW) {
-    fm_launch(c, few_kernel, (unsigned)((len / 2 + 255) / 256), 256, 0, (float2 *)x, (const float2 *)part, len / 2, m->all, m->comm.me,
-              m->comm.n, m->turn + BLOCKS, m->ended);
-    return fm_cuda_launched(c, "all_reduce");
-  }
-  if (ours) {
-    fm_launch(c, all_reduce_kernel, BLOCKS, 256, 0, (float4 *)x, (const float4 *)part, len / 4, m->all, m->comm.me, m->comm.n, m->turn,
-              m->ended);
-    return fm_cuda_launched(c, "all_reduce");
-  }
+  if (m->reached && fm_peer_can_add(len)) return fm_peer_add(c, &m->peers, x, part, len);
   int64_t used = c->slab_used;
   float *sum;
   TRY(fm_cuda_take_n(c, &sum, len));
@@ -466,6 +324,7 @@ static fm_status all_to_all(fm_ctx *c, fm_comm *comm, void *out, const int64_t *
   if (in_size[comm->me] != out_size[comm->me])
     return fm_fail(&c->err, FM_EINVAL, "all_to_all: rank %d expects %lld bytes of itself and has %lld", comm->me,
                    (long long)out_size[comm->me], (long long)in_size[comm->me]);
+  if (m->reached) return fm_peer_swap(c, &m->peers, to, out_size, from, in_size);
   nccl().GroupStart();
   for (int r = 0; r < comm->n; to += out_size[r], from += in_size[r++]) {
     if (r == comm->me) {
