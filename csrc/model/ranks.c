@@ -159,9 +159,27 @@ static fm_status deal_to(const fm_ranks *r, fm_rank *k, const fm_seg *segs, int6
   return FM_OK;
 }
 
+/* Groups whose ranks have not met since the last failure do so now: what is noted cannot. */
+static fm_status meet(fm_ranks *r, fm_rank *k) {
+  unsigned epoch = fm_hub_epoch(fm_team_hub(r->team));
+  if (k->met && k->epoch == epoch) return FM_OK;
+  k->c->ops->enter(k->c->dev);
+  fm_comm *const comm[] = { k->net.tp, k->net.ep, k->net.share, k->net.pipe };
+  for (size_t i = 0; i < sizeof comm / sizeof *comm; i++) TRY(fm_op_barrier(k->c, comm[i]));
+  k->c->ops->leave(k->c->dev);
+  k->met = true;
+  k->epoch = epoch;
+  return FM_OK;
+}
+
 static fm_status begin_one(void *arg, int i, fm_error *err) {
   fm_ranks *r = arg;
   fm_rank *k = &r->rank[i];
+  fm_status met = meet(r, k);
+  if (met != FM_OK) {
+    *err = k->c->err;
+    return met;
+  }
   const fm_draw_rule *rule = r->pass->rule && k->n_segs ? k->rule : NULL;
   fm_status status = fm_pass_begin(&k->pass, &k->net, k->seg, k->n_segs, r->pass->mtp, rule);
   k->c->generated = r->generated;        // whose rows are read by others' roles: a pass has one
@@ -203,19 +221,28 @@ fm_status fm_ranks_begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw
 /* Whether the rank speaks for its rows: the first of those that share them, where they are. */
 static bool speaks(const fm_rank *k, int stage) { return k->shard.t == 0 && k->shard.stage == stage; }
 
+static void copy(const fm_rank *k, void *to, const void *from, int64_t size) {
+  if (size) k->c->ops->copy(k->c->dev, to, from, size);
+}
+
 /* A rank's rows into their places among all. */
 static void gather(const fm_rank *k, float *to, const float *from, int64_t width) {
   for (int64_t i = 0, row = 0; i < k->n_segs; row += k->seg[i++].n)
-    memcpy(to + k->place[i].row * width, from + row * width, (size_t)(k->seg[i].n * width) * sizeof *to);
+    copy(k, to + k->place[i].row * width, from + row * width, k->seg[i].n * width * (int64_t)sizeof *to);
 }
 
 static void gather_logits(const fm_rank *k, const fm_pass *p, int64_t v) {
   for (int64_t i = 0, row = 0; i < k->n_segs; row += k->seg[i++].n_logits) {
-    size_t n = (size_t)k->seg[i].n_logits;
-    if (!n) continue;
-    memcpy(p->logits + k->place[i].logits_row * v, k->pass.logits + row * v, n * (size_t)v * sizeof *p->logits);
-    if (p->rule) memcpy(p->drawn + k->place[i].logits_row, k->pass.drawn + row, n * sizeof *p->drawn);
+    int64_t n = k->seg[i].n_logits;
+    copy(k, p->logits + k->place[i].logits_row * v, k->pass.logits + row * v, n * v * (int64_t)sizeof *p->logits);
+    if (p->rule) copy(k, p->drawn + k->place[i].logits_row, k->pass.drawn + row, n * (int64_t)sizeof *p->drawn);
   }
+}
+
+/* What a rank with a memory of its own has gathered is there. Rank 0's is in the caller's order anyway. */
+static fm_status settle(fm_rank *k) {
+  int32_t word;
+  return k->shard.rank && k->c->ops->download ? k->c->ops->download(k->c, &word, k->pass.hidden, sizeof word) : FM_OK;
 }
 
 static fm_status layer_one(void *arg, int i, fm_error *err) {
@@ -224,15 +251,17 @@ static fm_status layer_one(void *arg, int i, fm_error *err) {
   bool done;
   fm_status status = fm_pass_layer(&k->pass, &done);
   if (status != FM_OK) *err = k->c->err;
-  if (status != FM_OK || !done || !speaks(k, r->of.pp - 1)) return status;
+  if (status != FM_OK || !done || !speaks(k, r->of.pp - 1) || !k->pass.n) return status;
   gather(k, r->pass->hidden, k->pass.hidden, r->cfg->hidden_size);
   gather_logits(k, r->pass, r->cfg->vocab_size);
-  return FM_OK;
+  status = settle(k);
+  if (status != FM_OK) *err = k->c->err;
+  return status;
 }
 
 fm_status fm_ranks_layer(fm_pass *p) {
   TRY(run(p->net->ranks, layer_one));
-  p->layer++;
+  p->layer = p->net->ranks->rank[0].pass.layer;    // a noted pass is done at once
   return FM_OK;
 }
 
@@ -246,8 +275,12 @@ static int stage_of(const fm_ranks *r, int64_t layer) {
 fm_status fm_ranks_states(fm_pass *p, float **x) {
   fm_ranks *r = p->net->ranks;
   TRY(fm_scratch(p->net->c, x, p->n, r->cfg->hidden_size));
-  for (int i = 0; i < r->n; i++)
-    if (speaks(&r->rank[i], stage_of(r, p->layer))) gather(&r->rank[i], *x, r->rank[i].pass.x, r->cfg->hidden_size);
+  for (int i = 0; i < r->n; i++) {
+    fm_rank *k = &r->rank[i];
+    if (!k->pass.n || !speaks(k, stage_of(r, p->layer))) continue;
+    gather(k, *x, k->pass.x, r->cfg->hidden_size);
+    if (settle(k) != FM_OK) return p->net->c->err = k->c->err, k->c->err.code;
+  }
   return FM_OK;
 }
 

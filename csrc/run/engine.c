@@ -106,6 +106,9 @@ static fm_status make_setup(setup *s, const fm_backend *ops, const fm_config *g,
   s->n_ranks = fm_device_count(o->device);
   if (s->n_ranks > 1 && !ops->comm && ops->open)
     return fm_fail(err, FM_EUNSUPPORTED, "devices of the %s do not work together in this version", ops->name);
+  if (s->forms.ep > 1 && ops->upload && ops->open)
+    return fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "ep = %d: experts are not spread over GPUs in this version", s->forms.ep),
+                   "parallel = { tp = %d } splits each of them", s->n_ranks);
   int64_t limit = g->max_position_embeddings;
   s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
   s->host_experts = o->experts && strcmp(o->experts, "host") == 0 && ops->upload && g->n_routed_experts > 0;
@@ -424,8 +427,9 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   if (m->ranks) TRY(fm_ranks_ready(m->ranks, &m->net, m->kv, m->ctx, n_valid, err));
   else TRY(fm_net_init(&m->net, &m->c, &m->cfg, m->w, m->kv, m->ctx, n_valid, err));
   if (l->s.host_experts) m->net.host = &m->host;
-  for (int i = 0; i < l->s.n_ranks; i++)
-    TRY(fm_ctx_reserve(m->ranks ? fm_ranks_at(m->ranks, i)->c : &m->c, scratch_size(&m->cfg, m->c.ops, &l->s), err));
+  int64_t scratch = scratch_size(&m->cfg, m->c.ops, &l->s);
+  TRY(fm_ctx_reserve(&m->c, m->ranks ? 2 * scratch : scratch, err));     // rank 0 gathers what all have
+  for (int i = 1; i < l->s.n_ranks; i++) TRY(fm_ctx_reserve(fm_ranks_at(m->ranks, i)->c, scratch, err));
   TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
   m->digest = fm_store_digest(m->w->store);
   log_loaded(m);

@@ -81,6 +81,11 @@ static bool as_asked(const fm_load_options *o, int pp, int dp, int tp) {
   return (!o->pp || o->pp == pp) && (!o->dp || o->dp == dp) && (!o->tp || o->tp == tp);
 }
 
+/* Whether experts go to ranks by themselves: who has what is looked up on the host, which GPUs cannot in this version. */
+static bool spread(const fm_load_options *o, const fm_config *cfg) {
+  return cfg->n_routed_experts && strncmp(o->device ? o->device : "", "cuda", 4) != 0;
+}
+
 fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *o, const fm_config *cfg, double bytes, int64_t seqs,
                          fm_error *err) {
   int n = fm_device_count(o->device), met_n = 0;
@@ -92,7 +97,7 @@ fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *
   for (int pp = 1; pp <= n; pp++)
     for (int tp = 1; tp <= n / pp; tp++) {
       fm_forms f = { .pp = pp, .tp = tp, .dp = n / pp / tp };
-      f.ep = o->ep ? o->ep : cfg->n_routed_experts ? f.dp * f.tp : 1;
+      f.ep = o->ep ? o->ep : spread(o, cfg) ? f.dp * f.tp : 1;
       if (n % (pp * tp) || !as_asked(o, pp, f.dp, tp) || fm_forms_check(&f, cfg, n, NULL) != FM_OK) continue;
       if (fm_grow(&list, &cap, met_n + 1, sizeof *list, err) != FM_OK) {
         fm_free(list);
@@ -121,7 +126,7 @@ static fm_forms filled_in(const fm_load_options *o, const fm_config *cfg, int n)
     *open[i] = left > 0 ? left : 1;
     left = 1;
   }
-  if (!f.ep) f.ep = cfg->n_routed_experts ? f.dp * f.tp : 1;
+  if (!f.ep) f.ep = spread(o, cfg) ? f.dp * f.tp : 1;
   return f;
 }
 

@@ -1,0 +1,50 @@
+"""Makes a checkpoint of V2-Lite's shapes with random weights, as many layers as asked for, where a disk has room (1.2 GB a layer).
+usage: made_up.py FOLDER [layers]"""
+import json, math, os, sys
+import torch
+from safetensors.torch import save_file
+
+folder, layers = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8
+os.makedirs(folder, exist_ok=True)
+d, heads, rank, nope, rope, v, experts, moe, dense, vocab = 2048, 16, 512, 128, 64, 128, 64, 1408, 10944, 102400
+config = dict(architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", hidden_size=d, intermediate_size=dense,
+              moe_intermediate_size=moe, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
+              n_shared_experts=2, n_routed_experts=experts, routed_scaling_factor=1.0, kv_lora_rank=rank, q_lora_rank=None,
+              qk_rope_head_dim=rope, v_head_dim=v, qk_nope_head_dim=nope, topk_method="greedy", n_group=1, topk_group=1,
+              num_experts_per_tok=6, moe_layer_freq=1, first_k_dense_replace=1, norm_topk_prob=False, scoring_func="softmax",
+              hidden_act="silu", max_position_embeddings=8192, rms_norm_eps=1e-6, attention_bias=False, rope_theta=10000.0,
+              rope_scaling=None, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False, torch_dtype="bfloat16", vocab_size=vocab)
+json.dump(config, open(folder + "/config.json", "w"), indent=1)
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+torch.manual_seed(1)
+def matrix(rows, cols): return (torch.randn(rows, cols, device=device) / math.sqrt(cols)).to(torch.bfloat16).cpu()
+def ones(n): return torch.ones(n, dtype=torch.bfloat16)
+def mlp(t, name, width):
+    t[name + "gate_proj.weight"], t[name + "up_proj.weight"] = matrix(width, d), matrix(width, d)
+    t[name + "down_proj.weight"] = matrix(d, width)
+
+where = {}
+def save(name, t):
+    save_file(t, f"{folder}/{name}")
+    where.update({k: name for k in t})
+
+save("ends.safetensors", {"model.embed_tokens.weight": matrix(vocab, d), "lm_head.weight": matrix(vocab, d), "model.norm.weight": ones(d)})
+for i in range(layers):
+    p, t = f"model.layers.{i}.", {}
+    t[p + "input_layernorm.weight"], t[p + "post_attention_layernorm.weight"] = ones(d), ones(d)
+    t[p + "self_attn.kv_a_layernorm.weight"] = ones(rank)
+    t[p + "self_attn.q_proj.weight"] = matrix(heads * (nope + rope), d)
+    t[p + "self_attn.kv_a_proj_with_mqa.weight"] = matrix(rank + rope, d)
+    t[p + "self_attn.kv_b_proj.weight"] = matrix(heads * (nope + v), rank)
+    t[p + "self_attn.o_proj.weight"] = matrix(d, heads * v)
+    if i == 0:
+        mlp(t, p + "mlp.", dense)
+    else:
+        t[p + "mlp.gate.weight"] = matrix(experts, d)
+        mlp(t, p + "mlp.shared_experts.", 2 * moe)
+        for e in range(experts): mlp(t, p + f"mlp.experts.{e}.", moe)
+    save(f"layer-{i}.safetensors", t)
+size = sum(os.path.getsize(f"{folder}/{n}") for n in set(where.values()))
+json.dump({"metadata": {"total_size": size}, "weight_map": where}, open(folder + "/model.safetensors.index.json", "w"))
+print(f"{folder}: {layers} layers, {size / 1e9:.1f} GB")
