@@ -160,6 +160,8 @@ static fm_status end_all(fm_cuda *d, fm_error *err, const char *what) {
   }
   cudaStreamSynchronize(d->stream);
   cudaGetLastError();
+  for (fm_member *m = d->members; m; m = m->next)
+    if (m->peers.ended) *m->peers.ended = 0;               // nobody waits any more
   return fm_fail(err, FM_EDEVICE, "cuda:%d: %s: another rank failed, or did not come in time", d->index, what);
 }
 
