@@ -33,11 +33,12 @@ fm_status fm_batch_add_mtp(fm_batch *b, fm_task *t, fm_seg seg, const float *h, 
   return FM_OK;
 }
 
-/* Whether the device's draw is the task's: by temperature and noise, of all ids or of those of a mask. */
+/* Whether the device's draw is the task's: by temperature and noise, of all ids or of those of a mask. Filters keep the best one. */
 static bool plain_draw(const fm_task *t) {
   const fm_generate_options *o = &t->o;
-  return !o->n_forced && o->logprobs < 0 && o->top_k <= 0 && o->top_p >= 1 && o->min_p <= 0 && o->repeat_penalty == 1 &&
-         o->presence_penalty == 0 && o->frequency_penalty == 0 && o->n_logit_bias == 0;
+  bool filters = o->temperature > 0 && (o->top_k > 0 || o->top_p < 1 || o->min_p > 0);
+  return !o->n_forced && o->logprobs < 0 && !filters && o->repeat_penalty == 1 && o->presence_penalty == 0 &&
+         o->frequency_penalty == 0 && o->n_logit_bias == 0;
 }
 
 /* Rules for the rows of logits of the pass that is to begin; those of tasks that draw otherwise are made for nothing, by argmax. NULL
@@ -124,7 +125,7 @@ static fm_status fetch_drawn(fm_model *m) {
 fm_status fm_batch_fetch(fm_model *m) {
   fm_work *w = &m->work;
   fm_pass *p = &w->pass;
-  bool states = w->kind == FM_PREFILL || m->drafts > 0;
+  bool states = m->drafts > 0;           // for the MTP layer
   w->hidden = w->logits = NULL;
   w->drawn = NULL;
   w->held = NULL;

@@ -122,14 +122,14 @@ void fm_prefill_settle(fm_model *m, int64_t i) {
   fm_session *s = t->s;
   const fm_seg *seg = &w->now.seg[i];
   int64_t a = seg->index, b = a + seg->n, d = m->cfg.hidden_size, n_mtp;
-  const float *hidden = w->hidden + seg->row * d;
+  const float *hidden = w->hidden ? w->hidden + seg->row * d : NULL;
   if (line_up_mtp(m, t, hidden, a, b, &n_mtp) != FM_OK) {
     fm_task_fail_own(t);
     return;
   }
   s->kv.len = b;
-  memcpy(s->h, hidden + (b - a - 1) * d, (size_t)d * sizeof *s->h);
-  s->h_valid = true;
+  s->h_valid = hidden != NULL;
+  if (hidden) memcpy(s->h, hidden + (b - a - 1) * d, (size_t)d * sizeof *s->h);
   m->stats.prompt_tokens += b - a;
   fm_session_publish(s, hidden, a);
   if (seg->n_logits) fm_decode_draw(m, t, seg->logits_row);
