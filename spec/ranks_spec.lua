@@ -158,6 +158,21 @@ describe("a team of ranks", function()
     assert.same({ 1, 1, 1, 1, 1 }, { s.ranks, s.pp, s.dp, s.tp, s.ep })
   end)
 
+  it("counts each row's choices of experts once, whoever makes them", function()
+    local counts
+    for _, form in ipairs { {}, { dp = 2 }, { tp = 2 }, { pp = 2, dp = 2 }, { tp = 4, ep = 2 }, { tp = 2, ep = 1 } } do
+      local model <close> = assert(load("v3-tiny", form))
+      local ids = prompt(1, 40)
+      assert(model:logits(ids)):close()
+      local experts, sum = model:stats({ experts = true }).experts, 0
+      assert.same({ 4, 0 }, { #experts, #experts[1] })    -- three layers and MTP's; the first is dense
+      for _, n in ipairs(experts[2]) do sum = sum + n end
+      assert.equal(40 * model.config.num_experts_per_tok, sum)
+      counts = counts or experts
+      assert.same(counts, experts, label(form))
+    end
+  end)
+
   it("is made of what is left open, too", function()
     local model <close> = assert(fathom.load("spec/golden/v3-tiny", { device = { "cpu", "cpu", "cpu", "cpu" }, parallel = { tp = 2 } }))
     local s = model:stats()

@@ -219,6 +219,21 @@ static int m_mtp(lua_State *L) {
   return 1;
 }
 
+/* core:load(layer from 0) -> counts by expert; none where the layer has no experts */
+static int m_load(lua_State *L) {
+  fm_model *m = get(L);
+  int64_t n = fm_model_config(m)->n_routed_experts, *count = lua_newuserdatauv(L, (size_t)(n + 1) * sizeof *count, 0);
+  fm_error err;
+  fm_status status = fm_model_expert_load(m, luaL_checkinteger(L, 2), count, &err);
+  if (status == FM_EINVAL) return fm_bind_fail(L, &err);
+  lua_newtable(L);
+  for (int64_t i = 0; i < n && status == FM_OK; i++) {
+    lua_pushinteger(L, count[i]);
+    lua_rawseti(L, -2, i + 1);
+  }
+  return 1;
+}
+
 static int m_stats(lua_State *L) {
   fm_stats s = fm_model_stats(get(L));
   const struct { const char *key; int64_t v; } whole[] = {
@@ -346,7 +361,7 @@ void fm_bind_open_model(lua_State *L) {
     { "encode", m_encode }, { "decode", m_decode }, { "added", m_added }, { "is_added", m_is_added },
     { "has_tokenizer", m_has_tokenizer }, { "config", m_config }, { "vocab_size", m_vocab_size },
     { "ctx", m_ctx }, { "eos", m_eos }, { "bos", m_bos }, { "defaults", m_defaults }, { "mtp", m_mtp },
-    { "stats", m_stats }, { "logits", m_logits }, { "hidden", m_hidden }, { "score", m_score },
+    { "stats", m_stats }, { "load", m_load }, { "logits", m_logits }, { "hidden", m_hidden }, { "score", m_score },
     { "share", m_share }, { "dir", m_dir }, { "seqs", m_seqs }, { "step", m_step }, { "drop_prefixes", m_drop_prefixes }, { "session", fm_bind_session }, { "restore", fm_bind_restore }, { NULL, NULL } };
   fm_bind_class(L, FM_CMODEL, methods, m_close, m_tostring);
 }

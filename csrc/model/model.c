@@ -44,7 +44,12 @@ fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_wei
   int64_t half = (cfg->family == FM_QWEN2 ? cfg->head_dim : cfg->qk_rope_head_dim) / 2;
   *net = (fm_net){ .cfg = cfg, .w = w, .kv = kv, .c = c, .n_positions = n_positions, .n_turns = 2 * n_positions,
                    .n_valid = n_valid };
+  int64_t experts = c->ops->upload ? 0 : cfg->n_routed_experts, layers = cfg->num_hidden_layers + cfg->num_nextn_predict_layers;
   fm_status status = make_tables(net, half, err);
+  if (status == FM_OK && experts) {
+    net->load = fm_array(layers * experts, sizeof *net->load);
+    if (!net->load) status = fm_no_memory(err, layers * experts * (int64_t)sizeof *net->load);
+  }
   if (status != FM_OK) fm_net_free(net);
   return status;
 }
@@ -52,6 +57,7 @@ fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_wei
 void fm_net_free(fm_net *net) {
   if (net->cos) net->c->ops->release(net->c->dev, net->cos);
   if (net->sin) net->c->ops->release(net->c->dev, net->sin);
+  fm_free(net->load);
   *net = (fm_net){ 0 };
 }
 

@@ -62,6 +62,14 @@ static fm_status choose(fm_pass *p, const fm_layer *l, int32_t *id, float *weigh
   return fm_op_route(c, id, weight, logits, l->router_bias, &r, p->n);
 }
 
+/* Counts choices; of ranks with the same rows the first one does. */
+static void count(const fm_pass *p, const int32_t *id) {
+  int64_t n = p->n * p->net->cfg->num_experts_per_tok, *load = p->net->load;
+  if (!load || fm_comm_me(p->net->tp)) return;
+  load += p->layer * p->net->cfg->n_routed_experts;
+  for (int64_t i = 0; i < n; i++) load[id[i]]++;
+}
+
 fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
   fm_ctx *c = p->net->c;
   const fm_config *g = p->net->cfg;
@@ -72,6 +80,7 @@ fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
   TRY(fm_scratch(c, &weight, p->n, k));
   TRY(fm_scratch_int(c, &id, p->n * k));
   if (p->n) TRY(choose(p, l, id, weight));
+  count(p, id);
   fm_experts e = { .n_experts = g->n_routed_experts, .top_k = k, .hidden_size = g->hidden_size,
                    .moe_intermediate_size = l->gate[0].rows, .gate = l->gate, .up = l->up, .down = l->down,
                    .norm = l->post_norm, .eps = (float)g->rms_norm_eps,

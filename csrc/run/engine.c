@@ -508,6 +508,21 @@ fm_stats fm_model_stats(const fm_model *m) {
   return s;
 }
 
+fm_status fm_model_expert_load(const fm_model *m, int64_t layer, int64_t *count, fm_error *err) {
+  int64_t n = m->cfg.n_routed_experts;
+  int ranks = m->ranks ? fm_ranks_size(m->ranks) : 1;
+  if (layer < 0 || layer >= m->w->n_layers)
+    return fm_fail(err, FM_EINVAL, "layer %lld of %lld", (long long)layer, (long long)m->w->n_layers);
+  if (!n || !fm_config_layer_is_moe(&m->cfg, layer)) return fm_fail(err, FM_EUNSUPPORTED, "layer %lld has no experts", (long long)layer);
+  memset(count, 0, (size_t)n * sizeof *count);
+  for (int i = 0; i < ranks; i++) {
+    const int64_t *load = m->ranks ? fm_ranks_at(m->ranks, i)->net.load : m->net.load;
+    if (!load) return fm_fail(err, FM_EUNSUPPORTED, "the %s does not count choices in this version", m->c.ops->name);
+    for (int64_t e = 0; e < n; e++) count[e] += load[layer * n + e];
+  }
+  return FM_OK;
+}
+
 static fm_status need_tokenizer(const fm_model *m, fm_error *err) {
   if (m->tok) return FM_OK;
   return fm_fail(err, FM_EUNSUPPORTED, "%s has no tokenizer.json: ids go in and ids come out", m->dir);

@@ -267,10 +267,20 @@ end
 --- Forgets all cached prefixes, and the cache of sessions that do nothing: they are computed again when needed.
 function methods:drop_prefixes() engine_of(self).core:drop_prefixes() end
 
---- Counters: tokens, steps, pages of the cache, acceptance of drafts, overshoot of step, memory.
-function methods:stats()
+--- Counters: tokens, steps, pages of the cache, acceptance of drafts, overshoot of step, memory, ranks and their forms.
+-- @param opts table|nil  experts (true: how many rows chose each expert so far)
+-- @return table; its experts: for each layer (the MTP layer last) the counts from expert 0 on, empty where there are none or where
+--   the device keeps them to itself
+-- @usage local counts = model:stats({ experts = true }).experts[4]
+function methods:stats(opts)
   local engine = engine_of(self)
+  local o = options.check("model:stats", opts, { experts = is.boolean })
   local stats = engine.core:stats()
+  if o.experts then
+    stats.experts = {}
+    local layers = self.config.num_hidden_layers + (engine.core:mtp() > 0 and 1 or 0)
+    for l = 1, layers do stats.experts[l] = engine.core:load(l - 1) end
+  end
   stats.tasks, stats.sessions = #engine.live, engine.children
   return stats
 end
