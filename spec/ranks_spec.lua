@@ -304,7 +304,10 @@ describe("a rank that fails", function()
     print(table.concat(words, " "), worst < 10 and now() - begin < 10 and "in time" or "late")
   ]]
 
-  local function run(fault) return (helper.script("FATHOM_RANK_SECONDS=1 FATHOM_FAULT=" .. fault, script):gsub("%s+", " ")) end
+  -- who is gone is noticed at once, who hangs after so many seconds
+  local function run(fault, seconds)
+    return (helper.script(("FATHOM_RANK_SECONDS=%d FATHOM_FAULT=%s"):format(seconds or 1, fault), script):gsub("%s+", " "))
+  end
 
   it("ends the call, and the next one goes well", function()
     assert.equal("device answer answer logits in time ", run "fail:1:9")
@@ -312,7 +315,7 @@ describe("a rank that fails", function()
   end)
 
   it("and is gone ends every call, and closing works", function()
-    assert.equal("device device device device in time ", run "die:1:9")
-    assert.equal("device device device device in time ", run "hang:2:30")
+    assert.equal("device device device device in time ", run("die:1:9", 60))
+    assert.equal("device device device device in time ", run("hang:2:30", 1))
   end)
 end)

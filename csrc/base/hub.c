@@ -144,6 +144,7 @@ static void *work(void *arg) {
     pthread_cond_broadcast(&h->news);
   }
   w->over = true;
+  if (!more) abort_now(h, LATE);
   pthread_cond_broadcast(&h->news);
   let_go(h);
   return NULL;
@@ -172,18 +173,21 @@ void fm_worker_go(fm_worker *w) {
   pthread_mutex_unlock(&w->hub->lock);
 }
 
-/* Waits while *flag is not `want`. */
-static bool wait_for(fm_hub *h, const bool *flag, bool want, double seconds) {
+/* Waits until the thread has done what it was told, or for its end. */
+static bool wait_for(fm_worker *w, bool end_of_it, double seconds) {
+  fm_hub *h = w->hub;
   struct timespec end = after(seconds);
   bool late = false;
   pthread_mutex_lock(&h->lock);
-  while (*flag != want && !late) late = pthread_cond_timedwait(&h->news, &h->lock, &end) != 0;
-  bool good = *flag == want;
+  while (!w->over && (end_of_it || w->told) && !late) late = pthread_cond_timedwait(&h->news, &h->lock, &end) != 0;
+  bool good = end_of_it ? w->over : !w->told;
   pthread_mutex_unlock(&h->lock);
   return good;
 }
 
-bool fm_worker_wait(fm_worker *w, double seconds) { return wait_for(w->hub, &w->told, false, seconds); }
+bool fm_worker_wait(fm_worker *w, double seconds) { return wait_for(w, false, seconds); }
+
+bool fm_worker_gone(fm_worker *w) { return wait_for(w, true, 0); }
 
 bool fm_worker_free(fm_worker *w) {
   if (!w) return true;
@@ -191,7 +195,7 @@ bool fm_worker_free(fm_worker *w) {
   w->stop = true;
   pthread_cond_broadcast(&w->hub->news);
   pthread_mutex_unlock(&w->hub->lock);
-  if (!wait_for(w->hub, &w->over, true, 1)) {
+  if (!wait_for(w, true, 1)) {
     pthread_detach(w->thread);
     return false;
   }

@@ -29,12 +29,13 @@ unsigned fm_hub_epoch(fm_hub *h);
 void      fm_hub_reset(fm_hub *h);
 
 /* A thread that runs fn(arg) once for each fm_worker_go; arg must live until fm_worker_free says true. fn's result false: the thread
-   is over (and nobody is told). FM_ELIMIT: the system refused it. */
+   ends there, which aborts the hub. FM_ELIMIT: the system refused it. */
 typedef bool (*fm_worker_fn)(void *arg);
 fm_status fm_worker_new (fm_worker **out, fm_hub *h, fm_worker_fn fn, void *arg, fm_error *err);
 void      fm_worker_go  (fm_worker *w);
-/* Waits for seconds at most until the thread has done what it was told; false: it has not. */
+/* Waits for seconds at most until the thread has done what it was told; false: it has not. For one that is gone nobody waits. */
 bool      fm_worker_wait(fm_worker *w, double seconds);
+bool      fm_worker_gone(fm_worker *w);
 /* Ends the thread. false: it does not come back within a second, and goes on to use what it was given: leave that to it. */
 bool      fm_worker_free(fm_worker *w);
 

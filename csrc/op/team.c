@@ -10,6 +10,8 @@
 
 #include "base/mem.h"
 
+enum { PATIENCE = 60 };                 /* s: a layer of a long prompt may take some on a slow machine; who is gone is not waited for */
+
 typedef enum fault { NONE, FAIL, HANG, DIE } fault;
 
 typedef struct rank {
@@ -40,7 +42,7 @@ bool fm_team_lost(const fm_team *t) { return t->lost; }
 static double limit(double asked) {
   const char *said = getenv("FATHOM_RANK_SECONDS");
   double s = asked > 0 ? asked : said ? strtod(said, NULL) : 0;
-  return s > 0 && s < 1e6 ? s : 8;
+  return s > 0 && s < 1e6 ? s : PATIENCE;
 }
 
 static void plant_fault(fm_team *t) {
@@ -113,7 +115,8 @@ static void wait_all(fm_team *t) {
     fm_hub_abort(t->hub, -1);
     if (fm_worker_wait(t->rank[i].worker, 0.5)) continue;
     left = 0.1;
-    if (!t->lost) fm_fail(&t->why, FM_EDEVICE, "rank %d of %d did not come back in %.3g s", i, t->n, t->limit_s);
+    if (!t->lost && fm_worker_gone(t->rank[i].worker)) fm_fail(&t->why, FM_EDEVICE, "rank %d of %d is gone", i, t->n);
+    else if (!t->lost) fm_fail(&t->why, FM_EDEVICE, "rank %d of %d did not come back in %.3g s", i, t->n, t->limit_s);
     t->lost = true;
   }
 }

@@ -14,7 +14,7 @@ typedef struct fm_team fm_team;
 /* What each rank does; FM_OK, or its message in *err. */
 typedef fm_status (*fm_team_fn)(void *arg, int rank, fm_error *err);
 
-/* limit_s: how long anybody may wait for another, in seconds; 0: $FATHOM_RANK_SECONDS, or 8. */
+/* limit_s: how long anybody may wait for another that is there, in seconds; 0: $FATHOM_RANK_SECONDS, or 60. */
 fm_status fm_team_new (fm_team **out, int n, double limit_s, fm_error *err);
 /* false: a rank did not come back. What it was given (everything its fn may reach) is its own then, and must not be freed. */
 bool      fm_team_free(fm_team *t);

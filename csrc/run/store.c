@@ -21,6 +21,8 @@ static uint64_t maker(const fm_model *m) {
   uint64_t h = fm_fnv(FM_HASH_START, m->c.ops->name, (int64_t)strlen(m->c.ops->name) + 1);
   h = fm_fnv(h, simd, (int64_t)strlen(simd) + 1);
   h = fm_fnv(h, &m->c.arithmetic, sizeof m->c.arithmetic);
+  fm_forms of = m->ranks ? fm_ranks_forms(m->ranks) : (fm_forms){ 1, 1, 1, 1 };
+  if (of.tp > 1) h = fm_fnv(h, &of.tp, sizeof of.tp);      // parts of rows are summed in another order; other forms change no bits
   return fm_fnv(h, FM_VERSION, sizeof FM_VERSION);
 }
 

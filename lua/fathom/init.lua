@@ -50,6 +50,7 @@ local lazy = {
   mock = function() return require("fathom.mock").new end,
   serve = function() return require("fathom.serve").serve end,
   remote = function() return require("fathom.remote").new end,
+  balance = function() return require "fathom.balance" end,
 }
 
 return setmetatable(fathom, { __index = function(t, key)
