@@ -237,7 +237,8 @@ static int m_load(lua_State *L) {
 static int m_stats(lua_State *L) {
   fm_stats s = fm_model_stats(get(L));
   const struct { const char *key; int64_t v; } whole[] = {
-    { "threads", s.threads }, { "ranks", s.ranks }, { "tp", s.tp }, { "dp", s.dp }, { "pp", s.pp }, { "ep", s.ep }, { "prompt_tokens", s.prompt_tokens }, { "generated_tokens", s.generated_tokens },
+    { "threads", s.threads }, { "ranks", s.ranks }, { "tp", s.tp }, { "dp", s.dp }, { "pp", s.pp }, { "ep", s.ep },
+    { "prompt_tokens", s.prompt_tokens }, { "generated_tokens", s.generated_tokens },
     { "steps", s.steps }, { "set_back", s.set_back }, { "prefix_pages", s.prefix_pages }, { "drafted", s.drafted }, { "accepted", s.accepted }, { "pages", s.pages },
     { "pages_used", s.pages_used }, { "page_tokens", s.page_tokens }, { "weight_bytes", s.weight_bytes },
     { "host_weight_bytes", s.host_weight_bytes }, { "cache_bytes", s.cache_bytes }, { "scratch_bytes", s.scratch_bytes } };

@@ -61,7 +61,8 @@ static void weigh(fm_form_plan *f, const fm_config *c, double bytes, int64_t seq
   double read = layers * s.attention / tp + dense * s.dense / tp + moe * (s.shared / tp + own * s.expert) + s.ends / 2;
   double waits = (tp > 1 ? layers * 2 : 0) + (ep > 1 ? moe * 4 : 0) + f->pp - 1;
   double sent = (tp > 1 ? layers * 2 * row * (tp - 1) : 0) + (ep > 1 ? moe * 2 * k * row * (ep - 1) / ep : 0) + (f->pp - 1) * row;
-  f->weights = (int64_t)((layers * s.attention / tp + dense * s.dense / tp + moe * (s.shared / tp + n / split * s.expert)) / f->pp + s.ends);
+  double held = layers * s.attention / tp + dense * s.dense / tp + moe * (s.shared / tp + n / split * s.expert);
+  f->weights = (int64_t)(held / f->pp + s.ends);
   // stages take turns; ranks that read side by side do it out of one memory, or each out of its own
   f->read_ms = read / r->read * 1e3 * (r->one_memory ? f->dp * f->tp : 1);
   f->link_ms = (waits * r->wait + sent / r->send) * 1e3;

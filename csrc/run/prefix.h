@@ -1,8 +1,9 @@
 /*
 ** prefix.h - tree of cached prefixes over kv pages, with a byte budget.
 ** A node is one page: the ids and roles that stand in it, and, by the path that leads to it, all that stands before. Whoever has the
-** same ids in the same roles takes its page; each group of ranks (kv.h) has a tree of its own. Inner nodes are whole pages; a leaf may be a begun one. Owner: fm_prefix owns its
-** nodes and holds a count on each one's page; a sequence that runs through a node may hold it (users), which keeps it and its path.
+** same ids in the same roles takes its page; each group of ranks (kv.h) has a tree of its own. Inner nodes are whole pages; a leaf may be
+** a begun one. Owner: fm_prefix owns its nodes and holds a count on each one's page; a sequence that runs through a node may hold it
+** (users), which keeps it and its path.
 */
 #ifndef FM_RUN_PREFIX_H
 #define FM_RUN_PREFIX_H
