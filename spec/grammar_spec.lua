@@ -580,6 +580,16 @@ describe("sessions with schemas", function()
     assert.is_not_nil(again)
   end)
 
+  it("say the same whether the device draws or the host's sampler, whatever the filters", function()
+    for seed, o in ipairs { {}, { top_p = 0.7, temperature = 1.5 }, { top_k = 3, top_p = 1, temperature = 2 }, { top_k = 9, top_p = 0.8 },
+                            { min_p = 0.2, top_p = 1, temperature = 1.7 }, { top_k = 40, top_p = 0.9, min_p = 0.01, temperature = 1.2 } } do
+      local s <close> = assert(model:session { seed = seed, max_tokens = 120, ignore_eos = true })
+      local drawn = assert(s:fork():ask("Tell me a story about a fox.", o):wait())
+      o.logprobs = 0
+      assert.same(drawn.ids, assert(s:ask("Tell me a story about a fox.", o):wait()).ids)
+    end
+  end)
+
   it("say the same whether the device draws or the host's sampler", function()
     for seed = 1, 6 do
       local s <close> = assert(model:session { seed = seed })

@@ -74,7 +74,7 @@ void      fm_cpu_unpack8(const fm_simd *simd, float *out, const fm_cache *k, con
 fm_status fm_cpu_mla_prompt(fm_ctx *c, const fm_attn *a);
 fm_status fm_cpu_mla_decode(fm_ctx *c, const fm_attn *a);
 fm_status fm_cpu_gqa(fm_ctx *c, const fm_attn *a);
-fm_status fm_cpu_draw(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n, int64_t vocab_size,
+fm_status fm_cpu_draw(fm_ctx *c, fm_drawn *out, const float *logits, const fm_draw_rule *rule, int64_t n, int64_t vocab_size,
                       int64_t n_valid);
 fm_status fm_cpu_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
                        const fm_route *r, int64_t n);

@@ -220,7 +220,9 @@ static fm_status embed(fm_pass *p, const float *h) {
 static fm_status recorded(fm_pass *p, const float *h, int64_t slab) {
   fm_ctx *c = p->net->c;
   bool known;
-  int64_t key[8] = { p->n, p->n_span, p->n_logits, p->mtp, p->rule != NULL, slab };
+  bool stands = false;                   // rules that want more take more operations
+  for (int64_t i = 0; p->rule && i < p->n_logits; i++) stands = stands || p->rule[i].stands;
+  int64_t key[8] = { p->n, p->n_span, p->n_logits, p->mtp, (p->rule != NULL) + stands, slab };
   TRY(c->ops->record(c, key, &known));
   fm_status status = known ? FM_OK : embed(p, h);
   while (status == FM_OK && !known && p->layer <= p->n_layers) status = layer(p);
@@ -256,7 +258,7 @@ static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
   TRY(fm_scratch(c, &p->x, p->n, g->hidden_size));
   TRY(fm_scratch(c, &p->hidden, p->n, g->hidden_size));
   TRY(fm_scratch(c, &p->logits, p->n_logits, g->vocab_size));
-  TRY(fm_scratch_int(c, &p->drawn, p->n_logits));
+  TRY(fm_scratch_drawn(c, &p->drawn, p->n_logits));
   TRY(stage(p, segs, n_segs, c->ops->draw ? rule : NULL));
   if (p->mtp) TRY(gather_states(p, segs, n_segs, &h));
   // what is looked at or computed by the host between operations cannot be noted

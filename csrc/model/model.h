@@ -61,7 +61,7 @@ typedef struct fm_pass {
   float *x;                            /* (n, hidden_size) residual stream */
   float *hidden;                       /* (n, hidden_size) final-normed, after the end */
   float *logits;                       /* (n_logits, vocab_size), after the end */
-  int32_t *drawn;                      /* (n_logits) after the end, when there are rules */
+  fm_drawn *drawn;                     /* (n_logits) after the end, when there are rules */
 } fm_pass;                             /* x, hidden, logits, drawn: the device's */
 
 fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,

@@ -211,7 +211,7 @@ fm_status fm_ranks_begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw
   for (int i = 0; i < r->n; i++) r->rank[i].pass = (fm_pass){ .net = &r->rank[i].net, .mark = fm_scratch_here(r->rank[i].c) };
   TRY(fm_scratch(c, &p->hidden, p->n, d));
   TRY(fm_scratch(c, &p->logits, p->n_logits, r->cfg->vocab_size));
-  TRY(fm_scratch_int(c, &p->drawn, p->n_logits));
+  TRY(fm_scratch_drawn(c, &p->drawn, p->n_logits));
   for (int i = 0; i < r->n; i++) TRY(deal_to(r, &r->rank[i], segs, n_segs, p->rule, &c->err));
   return run(r, begin_one);
 }

@@ -16,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 7
+#define FM_BACKEND_ABI 8
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
@@ -149,7 +149,11 @@ typedef struct fm_turn {
 
 /* How one row of logits is drawn: argmax of logit / temperature + gumbel(noise of seed, sample, index, id); temperature 0:
    argmax. Ties go to the lower id. */
-typedef struct fm_draw_rule { uint64_t seed; int64_t index; uint32_t sample; float temperature; } fm_draw_rule;
+typedef struct fm_draw_rule { uint64_t seed; int64_t index; uint32_t sample; float temperature; bool stands; } fm_draw_rule;
+/* The id, its logit and the largest; where the rule says `stands` also how it stands among all ids, by which filters can be judged: how
+   many are before it (larger logits, equal ones of lower ids), and the sums of exp((logit - best) / temperature) over these and
+   over all, to one part in a million. */
+typedef struct fm_drawn { int32_t id, n_before; float logit, best, before, all; } fm_drawn;
 
 struct fm_backend {
   uint32_t abi;
@@ -210,8 +214,8 @@ struct fm_backend {
   fm_status (*mla_prompt)(fm_ctx *c, const fm_attn *a);
   fm_status (*mla_decode)(fm_ctx *c, const fm_attn *a);
   fm_status (*gqa)(fm_ctx *c, const fm_attn *a);
-  /* id (n) = draws from logits (n, vocab_size) by rule (n); ids from n_valid on are padding */
-  fm_status (*draw)(fm_ctx *c, int32_t *id, const float *logits, const fm_draw_rule *rule, int64_t n,
+  /* out (n): draws from logits (n, vocab_size) by rule (n); ids from n_valid on are padding */
+  fm_status (*draw)(fm_ctx *c, fm_drawn *out, const float *logits, const fm_draw_rule *rule, int64_t n,
                     int64_t vocab_size, int64_t n_valid);
   /* Chooses top_k experts a token, in increasing id.
        topk_id (n, top_k) i32, topk_weight (n, top_k) f32: out

@@ -104,6 +104,13 @@ fm_status fm_scratch_int(fm_ctx *c, int32_t **out, int64_t n) {
   return FM_OK;
 }
 
+fm_status fm_scratch_drawn(fm_ctx *c, fm_drawn **out, int64_t n) {
+  void *p = NULL;
+  TRY(scratch(c, &p, n, 1, sizeof **out));
+  *out = p;
+  return FM_OK;
+}
+
 /* ---- operations --------------------------------------------------------------------------------- */
 
 #define CHECK(cond, ...) do { if (!(cond)) return fm_fail(&c->err, FM_EINVAL, __VA_ARGS__); } while (0)

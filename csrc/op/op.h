@@ -18,6 +18,7 @@ fm_status fm_ctx_reserve(fm_ctx *c, int64_t size, fm_error *err);
 /* Scratch of n floats (or ints) in the device's memory; FM_EMEMORY in c->err. Given back in the order it was taken. */
 fm_status fm_scratch(fm_ctx *c, float **out, int64_t rows, int64_t cols);
 fm_status fm_scratch_int(fm_ctx *c, int32_t **out, int64_t n);
+fm_status fm_scratch_drawn(fm_ctx *c, fm_drawn **out, int64_t n);
 typedef struct fm_scratch_mark { fm_mark host; int64_t slab; } fm_scratch_mark;
 fm_scratch_mark fm_scratch_here(fm_ctx *c);
 void      fm_scratch_back(fm_ctx *c, fm_scratch_mark m);

@@ -33,11 +33,16 @@ fm_status fm_batch_add_mtp(fm_batch *b, fm_task *t, fm_seg seg, const float *h, 
   return FM_OK;
 }
 
-/* Whether the device's draw is the task's: by temperature and noise, of all ids or of those of a mask. Filters keep the best one. */
-static bool plain_draw(const fm_task *t) {
+static bool filters(const fm_task *t) {
   const fm_generate_options *o = &t->o;
-  bool filters = o->temperature > 0 && (o->top_k > 0 || o->top_p < 1 || o->min_p > 0);
-  return !o->n_forced && o->logprobs < 0 && !filters && o->repeat_penalty == 1 && o->presence_penalty == 0 &&
+  return o->temperature > 0 && (o->top_k > 0 || o->top_p < 1 || o->min_p > 0);    // they always keep the best one
+}
+
+/* Whether the device's draw, by temperature and noise, is the task's where mask or filters keep it. What filters keep under a mask is
+   another thing. */
+static bool by_device(const fm_task *t) {
+  const fm_generate_options *o = &t->o;
+  return !o->n_forced && o->logprobs < 0 && !(t->guide && filters(t)) && o->repeat_penalty == 1 && o->presence_penalty == 0 &&
          o->frequency_penalty == 0 && o->n_logit_bias == 0;
 }
 
@@ -48,12 +53,12 @@ static fm_status make_rules(fm_model *m, const fm_draw_rule **out) {
   int64_t n = 0, plain = 0;
   for (int64_t i = 0; i < w->now.n; i++) {
     const fm_task *t = w->now.task[i];
-    bool good = plain_draw(t);
+    bool good = by_device(t);
     TRY(fm_grow(&w->rule, &w->cap_rule, n + w->now.seg[i].n_logits, sizeof *w->rule, &m->c.err));
     int64_t index = t->s->dropped + t->s->n + (w->kind == FM_DRAFT ? w->depth : 0);
     for (int64_t j = 0; j < w->now.seg[i].n_logits; j++)
       w->rule[n++] = (fm_draw_rule){ .seed = t->o.seed, .index = index + j, .sample = t->o.sample,
-                                     .temperature = good ? t->o.temperature : 0 };
+                                     .temperature = good ? t->o.temperature : 0, .stands = good && filters(t) };
     plain += good ? w->now.seg[i].n_logits : 0;
   }
   *out = plain ? w->rule : NULL;
@@ -88,7 +93,7 @@ static fm_status fetch_wanted(fm_model *m) {
   const fm_batch *b = &m->work.now;
   int64_t first = 0, end = 0;
   for (int64_t i = 0; i < b->n; i++) {
-    if (!b->task[i] || (m->work.drawn && plain_draw(b->task[i]))) continue;
+    if (!b->task[i] || (m->work.drawn && by_device(b->task[i]))) continue;
     if (b->seg[i].logits_row != end) {
       TRY(fetch_logits(m, first, end - first));
       first = b->seg[i].logits_row;
@@ -149,19 +154,23 @@ static fm_status forced(const fm_model *m, const fm_task *t, int64_t row, int64_
   return FM_OK;
 }
 
+/* The row is to be looked at here after all. */
+static fm_status need_logits(fm_model *m, fm_task *t, int64_t row) {
+  if (fm_batch_logits(m, row) || fetch_logits(m, row, 1) == FM_OK) return FM_OK;
+  t->err = m->c.err;
+  return t->err.code;
+}
+
 /* Under a mask the device's draw stands where the mask allows it: noise belongs to ids, so it is the best of fewer as well. Where it
    does not, the row is looked at here. */
 static fm_status guided(fm_model *m, fm_task *t, int64_t row, fm_history h, int64_t n_ahead, fm_head head, fm_draw *out) {
   const fm_work *w = &m->work;
   int64_t left = t->max_tokens - t->usage.completion - n_ahead;
   bool want_logprob = t->o.logprobs >= 0;
-  if (w->drawn && plain_draw(t)) {
-    TRY(fm_guide_draw(t->guide, head, m->sampler, &t->o, NULL, w->drawn[row], h, left, want_logprob, out, &t->err));
+  if (w->drawn && by_device(t)) {
+    TRY(fm_guide_draw(t->guide, head, m->sampler, &t->o, NULL, w->drawn[row].id, h, left, want_logprob, out, &t->err));
     if (out->id != FM_UNDECIDED) return FM_OK;
-    if (!fm_batch_logits(m, row) && fetch_logits(m, row, 1) != FM_OK) {
-      t->err = m->c.err;
-      return t->err.code;
-    }
+    TRY(need_logits(m, t, row));
   }
   return fm_guide_draw(t->guide, head, m->sampler, &t->o, fm_batch_logits(m, row), -1, h, left, want_logprob, out, &t->err);
 }
@@ -171,8 +180,12 @@ fm_status fm_batch_draw(fm_model *m, fm_task *t, int64_t row, int64_t n_ahead, f
   fm_history h = { t->s->ids, t->s->n + n_ahead, t->n_prompt, t->s->dropped };
   if (t->o.n_forced) return forced(m, t, row, n_ahead, out);
   if (t->guide) return guided(m, t, row, h, n_ahead, head, out);
-  if (w->drawn && plain_draw(t)) *out = (fm_draw){ .id = w->drawn[row], .logprob = NAN, .logprob_filtered = NAN };
-  else *out = fm_sampler_draw(m->sampler, &t->o, fm_batch_logits(m, row), h, NULL, t->o.logprobs >= 0);
+  if (w->drawn && by_device(t) && fm_sampler_keeps(&t->o, &w->drawn[row])) {
+    *out = (fm_draw){ .id = w->drawn[row].id, .logprob = NAN, .logprob_filtered = NAN };
+  } else {
+    TRY(need_logits(m, t, row));
+    *out = fm_sampler_draw(m->sampler, &t->o, fm_batch_logits(m, row), h, NULL, t->o.logprobs >= 0);
+  }
   if (out->id < 0) return fm_fail(&t->err, FM_ELIMIT, "no id is left to draw: logit_bias bans them all");
   return FM_OK;
 }

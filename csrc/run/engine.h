@@ -75,7 +75,7 @@ typedef struct fm_work {
   fm_draw_rule *rule; int64_t cap_rule;  /* how the device is to draw */
   float *hidden, *logits;                /* the completed pass's, where the host can read them; NULL: not wanted */
   uint8_t *held;                         /* which rows of logits are here; NULL: all */
-  int32_t *drawn;                        /* what the device drew from each; NULL: nothing */
+  fm_drawn *drawn;                       /* what the device drew from each; NULL: nothing */
   int64_t at;                            /* segments settled */
   int64_t depth;                         /* FM_DRAFT: drafts made so far in this step */
   double begun, spent;                   /* ms: when, and how much of it in slices */

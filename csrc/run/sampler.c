@@ -187,6 +187,18 @@ static int32_t gumbel_max(const fm_sampler *s, const fm_generate_options *o, int
   return g.id;
 }
 
+enum { DOUBT = 10000 };                  /* one part in so many of all probability: a device's sums are not ours */
+
+bool fm_sampler_keeps(const fm_generate_options *o, const fm_drawn *d) {
+  double own = exp(((double)d->logit - d->best) / o->temperature), doubt = (double)d->all / DOUBT;
+  // behind top_k top_p is a share of less than all, but of no less than what ends with this id
+  double least = o->top_p * (o->top_k > 0 ? d->before + own : d->all);
+  if (o->temperature <= 0) return true;
+  if (o->top_k > 0 && d->n_before >= o->top_k) return false;
+  if (o->top_p < 1 && d->n_before > 0 && !(d->before < least - doubt)) return false;
+  return o->min_p <= 0 || d->logit >= log((double)o->min_p) * o->temperature + d->best;
+}
+
 static float filtered_logprob(const fm_sampler *s, const fm_generate_options *o, int64_t n, int32_t id) {
   double sum = 0;
   for (int64_t i = 0; i < n; i++)

@@ -7,6 +7,7 @@
 #define FM_RUN_SAMPLER_H
 
 #include "base/mem.h"
+#include "op/backend.h"
 
 typedef struct fm_sampler {
   int64_t vocab_size;
@@ -32,6 +33,9 @@ void      fm_sampler_free(fm_sampler *s);
    probability; NULL: all. The id is -1 under a mask without a bit, and where biases ban every id. */
 fm_draw   fm_sampler_draw(fm_sampler *s, const fm_generate_options *o, const float *logits, fm_history h,
                           const uint64_t *mask, bool want_logprob);
+/* Whether the filters keep what a device has drawn from the whole row, so that it is the draw: noise belongs to ids. false: they do not,
+   or only a look at the row can tell. */
+bool      fm_sampler_keeps(const fm_generate_options *o, const fm_drawn *d);
 /* The k best of the raw distribution, best first. */
 void      fm_sampler_top(fm_sampler *s, const float *logits, int32_t k, fm_top_logprob *out);
 

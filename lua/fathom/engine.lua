@@ -7,6 +7,7 @@ local json = require "fathom.json"
 local options = require "fathom.options"
 local reply = require "fathom.reply"
 local sampling = require "fathom.sampling"
+local schema = require "fathom.schema"
 local tools = require "fathom.chat.tools"
 local watch = require "fathom.watch"
 
@@ -126,6 +127,7 @@ function engine:check_options(what, o)
   end
   if o.tools then tools.check(what, o.tools) end
   if o.schema and o.grammar then options.raise(what .. ": a reply follows either a schema or a grammar, not both") end
+  if o.schema then schema.text(o.schema) end       -- raises for what is none
   local cuts = o.stop and "stop" or o.stop_ids and "stop_ids"
   if cuts and (o.schema or o.grammar) then
     options.raise(("%s: option '%s' would cut a document: it does not go with schema or grammar"):format(what, cuts))

@@ -416,34 +416,44 @@ static int32_t best_of(const float *logit, const fm_draw_rule *r, int64_t n_vali
   return best;
 }
 
+static bool placed(const fm_drawn *a, const fm_drawn *b) {
+  return a->n_before == b->n_before && a->logit == b->logit && a->best == b->best && fabsf(a->before - b->before) <= 1e-5f * b->all &&
+         fabsf(a->all - b->all) <= 1e-5f * b->all;
+}
+
 /* Flat logits (noise decides, also where it is close to its ends), steep ones, masked ones, ties. */
 static void test_draw(void) {
   enum { N = 24, VOCAB = 20003, VALID = 20000 };
   static const float temperature[4] = { 1, 0, 0.01f, 30 };
   float *logit = floats((int64_t)N * VOCAB);
   fm_draw_rule rule[N];
-  int32_t id[N];
-  int wrong = 0;
+  fm_drawn none[N] = { { 0 } };
+  int wrong = 0, misplaced = 0;
   for (int i = 0; i < N; i++) {
-    rule[i] = (fm_draw_rule){ .seed = draw(), .index = draw(), .sample = (uint32_t)i, .temperature = temperature[i % 4] };
+    rule[i] = (fm_draw_rule){ .seed = draw(), .index = draw(), .sample = (uint32_t)i, .temperature = temperature[i % 4], .stands = i % 4 != 1 && i % 3 };
     for (int j = 0; j < VOCAB; j++) {
       float *l = &logit[i * VOCAB + j];
       *l = i / 4 == 0 ? 0 : i / 4 == 1 ? *l * 20 : i / 4 == 2 && j % 3 ? -INFINITY : i / 4 == 3 ? (float)(j % 7) : *l;
     }
   }
   float *dlogit = upf(logit, (int64_t)N * VOCAB);
-  int32_t *did = up(id, sizeof id);
+  fm_drawn *out = up(none, sizeof none);
   for (int64_t at = 0, n = 1; at < N; at += n, n = 5) {          // a row alone, then a few, then all
-    RUN(&gpu, gpu.ops->draw(&gpu, did + at, dlogit + at * VOCAB, rule + at, at + n > N ? N - at : n, VOCAB, VALID));
+    RUN(&gpu, gpu.ops->draw(&gpu, out + at, dlogit + at * VOCAB, rule + at, at + n > N ? N - at : n, VOCAB, VALID));
   }
   for (int turn = 0; turn < 2; turn++) {
-    if (turn) RUN(&gpu, gpu.ops->draw(&gpu, did, dlogit, rule, N, VOCAB, VALID));
-    int32_t *got = (int32_t *)(void *)down((float *)(void *)did, N);
-    for (int i = 0; i < N; i++) wrong += got[i] != best_of(logit + i * VOCAB, &rule[i], VALID);
+    if (turn) RUN(&gpu, gpu.ops->draw(&gpu, out, dlogit, rule, N, VOCAB, VALID));
+    fm_drawn *got = (fm_drawn *)(void *)down((float *)(void *)out, N * (int64_t)(sizeof *got / sizeof(float))), same[N];
+    if (turn) RUN(&cpu, cpu.ops->draw(&cpu, same, logit, rule, N, VOCAB, VALID));
+    for (int i = 0; i < N; i++) {
+      wrong += got[i].id != best_of(logit + i * VOCAB, &rule[i], VALID);
+      misplaced += turn && rule[i].stands && !placed(&got[i], &same[i]);
+    }
     free(got);
   }
   free(logit), release();
   check(wrong == 0, "draws what the sampler would", wrong);
+  check(misplaced == 0, "and says how it stands among all", misplaced);
 }
 
 /* ---- routing and experts ---- */
