@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "base/mem.h"
+#include "op/load.h"
 
 enum { PATIENCE = 60 };                 /* s: a layer of a long prompt may take some on a slow machine; who is gone is not waited for */
 
@@ -91,6 +92,7 @@ bool fm_team_free(fm_team *t) {
   if (!t) return true;
   if (t->hub) fm_hub_abort(t->hub, -1);
   for (int i = 1; i < t->n; i++) all = fm_worker_free(t->rank[i].worker) && all;
+  if (!all) fm_module_stay();
   if (all) fm_hub_free(t->hub);
   if (all) fm_free(t);
   return all;

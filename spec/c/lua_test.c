@@ -1,10 +1,13 @@
 /*
-** lua_test.c - two Lua states in one process share a model: loaded once, driven in turns, freed with the last.
+** lua_test.c - two Lua states in one process share a model: loaded once, driven in turns, freed with the last. A rank that hangs
+** outlives the state that made it.
 */
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 static int failures;
 
@@ -34,6 +37,21 @@ static lua_State *fresh(void) {
 #define SAY "local function say(m) return table.concat(assert(m:generate({ { role = 'user', content = 'Hello!' } }," \
             " { temperature = 0.8, seed = 5, max_tokens = 20 })).ids, ' ') end "
 
+/* The thread comes back to the module's code when the state, which was its only user, is gone. */
+static void lost_rank(void) {
+  lua_State *L = fresh();
+  setenv("FATHOM_FAULT", "hang:1:5", 1);
+  setenv("FATHOM_RANK_SECONDS", "0.5", 1);
+  lua_Integer good = run(L, "local fathom = require 'fathom' local model = assert(fathom.load(fathom.pocket, { ctx = 256, threads = 1,"
+                            " device = { 'cpu', 'cpu' } })) local r, err = model:generate('Hello!', { max_tokens = 8 }) model:close()"
+                            " return r == nil and err.code == 'device' and 1 or 0", 0);
+  unsetenv("FATHOM_FAULT");
+  unsetenv("FATHOM_RANK_SECONDS");
+  lua_close(L);
+  sleep(2);
+  check(good == 1, "a rank that hangs outlives the state that made it, and does no harm");
+}
+
 int main(void) {
   lua_State *a = fresh(), *b = fresh();
   lua_Integer key = run(a, "fathom = require 'fathom' model = assert(fathom.load(fathom.pocket, { ctx = 256, threads = 1 }))"
@@ -52,5 +70,6 @@ int main(void) {
   lua_close(a);
   check(run(b, SAY "return say(model) == said and 1 or 0", 0) == 1, "it lives on when the first state is closed, and says the same");
   lua_close(b);
+  lost_rank();
   return failures != 0;
 }
