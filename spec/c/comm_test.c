@@ -38,6 +38,9 @@ static struct world {
   int victim, kind;
 } w;
 
+extern struct world left_to_it;          /* what a lost rank may still use; not static, or nobody would be seen to hold it */
+struct world left_to_it;
+
 static void leave(void) {
   for (int r = 0; r < w.n; r++) {
     if (w.comm[r]) w.c[r].ops->comm->leave(w.comm[r]);
@@ -214,6 +217,7 @@ static void losses(void) {
     bool all = fm_team_free(w.team);
     check(all == (i == 0) && now() - begin < 3, "closing does not wait for it", 3);
     if (all) leave();
+    else left_to_it = w;
   }
   setenv("FATHOM_FAULT", "fail:2:2", 1);
   enter(3, 5);
