@@ -61,7 +61,8 @@ describe("a context that is full", function()
   it("keeps a conversation going: system and latest turns stay, rows of the window are not computed again", function()
     -- with pages for all three: a window that loses its pages is computed again, which is near but not the same
     local roomy <close> = assert(fathom.load(fathom.pocket, { ctx = 256, seqs = 4, threads = 1 }))
-    local s <close> = assert(roomy:session { system = "Be brief.", temperature = 0, max_tokens = 60, overflow = "shift" })
+    -- as many drafts each time: the window moves when a step's rows find no room
+    local s <close> = assert(roomy:session { system = "Be brief.", temperature = 0, max_tokens = 60, overflow = "shift", mtp = 1 })
     local shifted = 0
     for i = 1, 10 do
       local r = assert(s:ask(i < 10 and STORY or "What is 17 + 25?"):wait())

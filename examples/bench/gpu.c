@@ -228,6 +228,7 @@ static double decode(fm_net *net, int64_t batch, int64_t ctx) {
   fm_seg *seg = calloc((size_t)batch, sizeof *seg);
   fm_draw_rule *rule = calloc((size_t)batch, sizeof *rule);
   int32_t *ids = malloc((size_t)batch * 4);
+  fm_drawn *drawn = malloc((size_t)batch * sizeof *drawn);
   double took[40];
   fm_error err;
   for (int64_t i = 0; i < batch; i++) {
@@ -244,13 +245,14 @@ static double decode(fm_net *net, int64_t batch, int64_t ctx) {
     double t = now();
     check(fm_pass_begin(&p, net, seg, batch, false, rule), &c.err);
     while (!done) check(fm_pass_layer(&p, &done), &c.err);
-    check(c.ops->download(&c, ids, p.drawn, batch * 4), &c.err);
+    check(c.ops->download(&c, drawn, p.drawn, batch * (int64_t)sizeof *drawn), &c.err);
+    for (int64_t i = 0; i < batch; i++) ids[i] = drawn[i].id;
     fm_pass_end(&p);
     if (step >= 4) took[step - 4] = now() - t;
   }
   qsort(took, 40, sizeof *took, by_size);
   for (int64_t i = 0; i < batch; i++) fm_kv_drop(net->kv, &seq[i]);
-  free(seq), free(seg), free(rule), free(ids);
+  free(seq), free(seg), free(rule), free(ids), free(drawn);
   return took[20];
 }
 
