@@ -114,7 +114,7 @@ describe("a device with a memory of its own", function()
       end
       collectgarbage()
       print(before == free())]]
-    for _, at in ipairs { 1, 2, 40, 150, 300, 600, 900 } do
+    for _, at in ipairs { 1, 2, 40, 150, 400, 900, 1200, 1800 } do
       local out = helper.script("APART_FAILS=" .. at, script)
       local words = out:match "^(.-)\ntrue\n$"
       assert.is_truthy(words, ("from operation %d on: %s"):format(at, out))

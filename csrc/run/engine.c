@@ -195,6 +195,7 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   TRY(fm_ctx_reserve(&m->c, m->ranks ? 2 * scratch : scratch, err));     // rank 0 gathers what all have
   for (int i = 1; i < l->s.n_ranks; i++) TRY(fm_ctx_reserve(fm_ranks_at(m->ranks, i)->c, scratch, err));
   TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
+  TRY(fm_model_warm(m, err));
   m->digest = fm_store_digest(m->w->store);
   log_loaded(m);
   l->m = NULL;

@@ -139,6 +139,10 @@ fm_status fm_forms_choose(fm_forms *out, const fm_load_options *o, const fm_conf
 fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *o, const fm_config *cfg, double weight_bytes,
                          int64_t seqs, fm_error *err);
 
+/* ---- warm.c ---- */
+/* Runs a new model through once, where the device is slow at first; nothing of it stays. */
+fm_status fm_model_warm(fm_model *m, fm_error *err);
+
 /* ---- share.c ---- */
 /* Offers the model to whoever adopts it by this number, once; the offer holds a count. FM_ELIMIT: no such offer. */
 fm_status fm_model_share(fm_model *m, uint64_t *key, fm_error *err);
