@@ -206,6 +206,8 @@ fm_status fm_cuda_draw(fm_ctx *c, fm_drawn *out, const float *logits, const fm_d
 fm_status fm_cuda_gemm(fm_ctx *c, const fm_mat *w, const bf16 *xb, int64_t ldx, void *out, int64_t ldo, bool out_bf16,
                        const float *bias, int64_t n, bool add);
 bool      fm_cuda_has_gemm(fm_ctx *c);
+/* Weights so small that reading them is nothing: prompts go the way of few rows, which needs no cuBLASLt and unpacks no f8. */
+inline bool fm_cuda_small(const fm_mat *w) { return w->cols <= 512 && w->rows * w->cols <= 1 << 20; }
 void      fm_cuda_lt_close(fm_cuda *d);
 
 #endif

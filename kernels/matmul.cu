@@ -1,7 +1,7 @@
 /*
 ** matmul.cu - dense products. Three ways, chosen by what is asked for, never by the number of rows:
 **   plain   f32 arithmetic, any dtype and shape: a warp an output row
-**   skinny  rows that were sampled: bound by the weights' bytes (skinny.cuh)
+**   skinny  rows that were sampled: bound by the weights' bytes (skinny.cuh); all rows beside small weights
 **   gemm    rows of prompts: cuBLASLt, one algorithm for each (rows, cols), no split of K
 */
 #include <cublasLt.h>
@@ -155,7 +155,7 @@ static fm_status plain(fm_ctx *c, const fm_mm *m) {
     int64_t n = m->n - i < 4 * 65535 ? m->n - i : 4 * 65535;
     j.x = m->x + i * m->ldx, j.up = m->up ? m->up + i * m->ldx : NULL, j.out = m->out + i * m->ldo, j.n = n;
     unsigned rows = (unsigned)((m->w->rows + EXACT_WARPS - 1) / EXACT_WARPS);
-    if (whole_vectors(m) && !c->generated)
+    if (whole_vectors(m) && !c->generated && m->w->rows > 32)    // a tile is 64 of them
       fm_launch(c, exact_many_kernel, dim3((unsigned)((m->w->rows + 63) / 64), (unsigned)((n + 31) / 32)), 256, 0, j);
     else if (whole_vectors(m) && n <= 16) fm_launch(c, exact_kernel<1>, dim3(rows, (unsigned)n), EXACT_WARPS * 32, 0, j);
     else if (whole_vectors(m)) fm_launch(c, exact_kernel<4>, dim3(rows, (unsigned)((n + 3) / 4)), EXACT_WARPS * 32, 0, j);
@@ -182,11 +182,12 @@ template <int F8, int NT, bool STAGED> __global__ void __launch_bounds__(256, NT
   __shared__ float factor[FM_STAGED_ROWS];
   using S = fm_stream<F8, NT>;
   int n = list.in.n, pitch = STAGED ? fm_pitch<F8>(list.in.cols) : list.in.cols;
+  int first = blockIdx.y * (NT * 8), step = gridDim.y * (NT * 8);          // tokens of this block
   uint16_t *staged = (uint16_t *)(shared + S::SHARED);
   S s;
   s.begin(shared);
   if (threadIdx.x < list.n_items)
-    group[threadIdx.x] = fm_group_of<false>(list.item[threadIdx.x].w, list.item[threadIdx.x].w, (n + NT * 8 - 1) / (NT * 8));
+    group[threadIdx.x] = fm_group_of<false>(list.item[threadIdx.x].w, list.item[threadIdx.x].w, (n - first + step - 1) / step);
   __syncthreads();
   fm_list<false, false> tiles = { group, list.n_items, list.n_items, 0 };
   s.fill(tiles);
@@ -199,7 +200,7 @@ template <int F8, int NT, bool STAGED> __global__ void __launch_bounds__(256, NT
   uint32_t turn = 0;
   for (fm_place at = { 0, (int)blockIdx.x, 0 }; tiles.settle(at); tiles.step(at)) {
     const skinny_item &j = list.item[at.group];
-    for (int i0 = 0; i0 < n; i0 += NT * 8, turn ^= 1) {
+    for (int i0 = first; i0 < n; i0 += step, turn ^= 1) {
       float acc[NT][4] = {}, *sum = red + turn * (8 * 16 * NT * 8);
       const uint16_t *x[NT];
 #pragma unroll
@@ -220,10 +221,11 @@ template <int F8, int NT, bool STAGED> __global__ void __launch_bounds__(256, NT
 }
 
 template <int F8, int NT, bool STAGED> static void skinny_launch(fm_ctx *c, const skinny_list *l) {
-  int n_sm = fm_cuda_of(c)->n_sm * FM_PER_SM;
+  int n_sm = fm_cuda_of(c)->n_sm * FM_PER_SM, turns = (l->in.n + NT * 8 - 1) / (NT * 8), share = n_sm / l->tiles;
+  dim3 grid((unsigned)(l->tiles < n_sm ? l->tiles : n_sm), (unsigned)(share < 1 ? 1 : share < turns ? share : turns));
   size_t shared = fm_stream<F8, NT>::SHARED + (STAGED ? l->in.n * fm_pitch<F8>(l->in.cols) * sizeof(uint16_t) : 0);
   cudaFuncSetAttribute(skinny_kernel<F8, NT, STAGED>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-  fm_launch(c, skinny_kernel<F8, NT, STAGED>, (unsigned)(l->tiles < n_sm ? l->tiles : n_sm), 256, shared, *l);
+  fm_launch(c, skinny_kernel<F8, NT, STAGED>, grid, 256, shared, *l);
 }
 
 template <int F8> static fm_status skinny_run(fm_ctx *c, skinny_list *l) {
@@ -437,7 +439,7 @@ enum way { PLAIN, SKINNY, GEMM };
 static way way_of(fm_ctx *c, const fm_mm *m) {
   if (m->exact || c->arithmetic == FM_F32 || !fm_skinny_fits(c, m->w)) return PLAIN;
   bool aligned = m->ldo % 4 == 0 && (uintptr_t)m->out % 16 == 0 && (!m->bias || (uintptr_t)m->bias % 16 == 0);
-  return c->generated || !aligned || !fm_cuda_has_gemm(c) ? SKINNY : GEMM;
+  return c->generated || !aligned || fm_cuda_small(m->w) || !fm_cuda_has_gemm(c) ? SKINNY : GEMM;
 }
 
 fm_status fm_cuda_matmul(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {

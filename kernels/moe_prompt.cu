@@ -154,16 +154,35 @@ __global__ void __launch_bounds__(256) gate_kernel(bf16 *h, const float *gate, c
   if (i < len) h[i] = __float2bfloat16_rn(fm_silu(gate[i]) * up[i]);
 }
 
-static fm_status shared_many(fm_ctx *c, float *out, const bf16 *xb, const fm_experts *e, int64_t n) {
-  int64_t d = e->hidden_size, wide = e->shared_gate->rows;
-  float *g, *u;
+/* The shared expert of all rows: its first half is made before anything is added to out, which may be x. */
+struct shared_job { const fm_experts *e; const float *x; const bf16 *xb; float *gate, *up; int64_t n; };
+
+static bool shared_small(const fm_experts *e) { return fm_cuda_small(e->shared_gate) && fm_cuda_small(e->shared_down); }
+
+static fm_status shared_first(fm_ctx *c, shared_job *j) {
+  const fm_experts *e = j->e;
+  int64_t d = e->hidden_size, wide = e->shared_gate->rows, n = j->n;
+  TRY(fm_cuda_take_n(c, &j->gate, n * wide));
+  TRY(fm_cuda_take_n(c, &j->up, n * wide));
+  if (!shared_small(e)) {
+    TRY(fm_cuda_gemm(c, e->shared_gate, j->xb, d, j->gate, wide, false, NULL, n, false));
+    return fm_cuda_gemm(c, e->shared_up, j->xb, d, j->up, wide, false, NULL, n, false);
+  }
+  fm_mm in[2] = { { .w = e->shared_gate, .x = j->x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = j->gate, .ldo = wide, .n = n },
+                  { .w = e->shared_up, .x = j->x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = j->up, .ldo = wide, .n = n } };
+  return fm_cuda_matmul(c, in, 2);
+}
+
+static fm_status shared_second(fm_ctx *c, const shared_job *j, float *out) {
+  const fm_experts *e = j->e;
+  int64_t d = e->hidden_size, wide = e->shared_gate->rows, n = j->n;
+  if (shared_small(e)) {
+    fm_mm down = { .w = e->shared_down, .x = j->gate, .ldx = wide, .up = j->up, .out = out, .ldo = d, .n = n, .add = true };
+    return fm_cuda_matmul(c, &down, 1);
+  }
   bf16 *h;
-  TRY(fm_cuda_take_n(c, &g, n * wide));
-  TRY(fm_cuda_take_n(c, &u, n * wide));
   TRY(fm_cuda_take_n(c, &h, n * wide));
-  TRY(fm_cuda_gemm(c, e->shared_gate, xb, d, g, wide, false, NULL, n, false));
-  TRY(fm_cuda_gemm(c, e->shared_up, xb, d, u, wide, false, NULL, n, false));
-  fm_launch(c, gate_kernel, (unsigned)((n * wide + 255) / 256), 256, 0, h, (const float *)g, (const float *)u, n * wide);
+  fm_launch(c, gate_kernel, (unsigned)((n * wide + 255) / 256), 256, 0, h, (const float *)j->gate, (const float *)j->up, n * wide);
   return fm_cuda_gemm(c, e->shared_down, h, wide, out, d, false, NULL, n, true);
 }
 
@@ -177,7 +196,7 @@ bool fm_moe_plan(fm_ctx *c, fm_grouped g[2], const fm_experts *e, const stack *g
   g[1] = { .f8 = f8, .w = down->w.data, .w_step = step(down), .ws = down->w.scale, .ws_step = down->scale_step,
            .experts = (int)e->n_experts, .slots = n * e->top_k, .n = d, .k = m };
   return !c->generated && c->arithmetic == (f8 ? FM_F8_E4M3 : FM_BF16) && d % 8 == 0 && e->n_experts <= 1024 &&
-         fm_grouped_can(c, &g[0]) && fm_grouped_can(c, &g[1]) && (!e->shared_gate || fm_cuda_has_gemm(c));
+         fm_grouped_can(c, &g[0]) && fm_grouped_can(c, &g[1]) && (!e->shared_gate || shared_small(e) || fm_cuda_has_gemm(c));
 }
 
 fm_status fm_moe_grouped(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
@@ -185,9 +204,10 @@ fm_status fm_moe_grouped(fm_ctx *c, float *out, const float *x, const int32_t *i
   int64_t d = e->hidden_size, m = e->moe_intermediate_size, slots = n * e->top_k, size = g->f8 ? 1 : 2;
   sorted s;
   gather_job in = { .x = x, .norm = e->norm, .eps = e->eps, .dim = (int)d, .k = (int)e->top_k };
+  shared_job shared = { .e = e, .x = x, .n = n };
   bf16 *h;
   TRY(sort_many(c, &s, id, slots, e->n_experts));
-  if (e->shared_gate) TRY(fm_cuda_take_n(c, &in.xb, n * d));
+  if (e->shared_gate && !shared_small(e)) TRY(fm_cuda_take_n(c, &in.xb, n * d));
   TRY(fm_cuda_take(c, &in.xg, slots * d * size));
   if (g->f8) TRY(fm_cuda_take_n(c, &in.xs, slots * (d / 128)));
   TRY(fm_cuda_take_n(c, &h, slots * m));
@@ -208,8 +228,10 @@ fm_status fm_moe_grouped(fm_ctx *c, float *out, const float *x, const int32_t *i
   TRY(fm_cuda_take_n(c, &y, slots * d));
   g[1].out = y;
   TRY(fm_grouped_run(c, &g[1]));
+  shared.xb = in.xb;
+  if (e->shared_gate) TRY(shared_first(c, &shared));
   fm_moe_combine(c, out, y, weight, s.place, NULL, e, n);
   TRY(fm_cuda_launched(c, "experts"));
-  return e->shared_gate ? shared_many(c, out, in.xb, e, n) : FM_OK;
+  return e->shared_gate ? shared_second(c, &shared, out) : FM_OK;
 }
 
