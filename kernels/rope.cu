@@ -87,22 +87,27 @@ fm_status fm_cuda_cache_store(fm_ctx *c, const fm_cache *cache, const fm_span *s
   return fm_cuda_launched(c, "cache_store");
 }
 
+__device__ __forceinline__ void soon(const float *p) { asm volatile("prefetch.global.L1 [%0];" :: "l"(p)); }
+
 /* Blocks 0 .. n-1: norm, turn and store a row of kv. Blocks n .. 2n-1: turn the heads of a row of q. */
 __global__ void mla_store_kernel(fm_dcache k, fm_dspans s, float *q, int64_t ldq, int64_t n_heads, int64_t nope, float *kv,
                                  int rank, const float *norm, float eps, int n, turn t) {
+  bool heads = (int)blockIdx.x >= n;
+  int64_t row = heads ? blockIdx.x - n : blockIdx.x, pos = t.pos[row], half = t.dim / 2;
+  // what the pass began with, and constants: looked up before the kernel ahead has ended
+  char *to = heads ? NULL : place_of(k, s, row);
+  if (threadIdx.x * 32 < half) soon(t.cos + pos * half + threadIdx.x * 32), soon(t.sin + pos * half + threadIdx.x * 32);
+  if (!heads && threadIdx.x * 32 < rank) soon(norm + threadIdx.x * 32);
   fm_go_on();
   fm_wait();
-  if ((int)blockIdx.x >= n) {
-    int64_t row = blockIdx.x - n;
-    turn_heads(q + row * ldq + nope, nope + t.dim, n_heads, t, t.pos[row]);
+  if (heads) {
+    turn_heads(q + row * ldq + nope, nope + t.dim, n_heads, t, pos);
     return;
   }
-  int64_t row = blockIdx.x;
   float *x = kv + row * k.width, inv = fm_inv_rms(x, rank, eps);
   for (int i = threadIdx.x; i < rank; i += 256) x[i] = norm[i] * (x[i] * inv);
-  turn_heads(x + rank, 0, 1, t, t.pos[row]);
+  turn_heads(x + rank, 0, 1, t, pos);
   __syncthreads();
-  char *to = place_of(k, s, row);
   if (to) store_row(to, x, k);
 }
 

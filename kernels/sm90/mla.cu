@@ -135,6 +135,7 @@ __device__ void ask_half(char *page, state *b, const CUtensorMap *km, uint32_t t
   if (columns == 5) page_box<PAIR>(page + g * PAGE + 8 * BOX, km, &b->full[g][h], 512, number, policy);
 }
 
+/* Pages that hold no row of this pass are asked for before the kernel ahead has ended; spans and page lists came before it. */
 template <int TILE, bool PAIR>
 __device__ void fetch(const attn &a, char *q, char *page, state *b, const CUtensorMap *qm, const CUtensorMap *km) {
   using f = form<TILE, PAIR>;
@@ -144,6 +145,7 @@ __device__ void fetch(const attn &a, char *q, char *page, state *b, const CUtens
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
   mla_items<TILE * f::BLOCKS> it = { (int64_t)blockIdx.x / f::BLOCKS, 0, 0, 0 };
+  bool waited = false;
   for (; it.find(a); it.next += gridDim.x / f::BLOCKS) {
     if (it.end <= it.begin) continue;
     const fm_span &s = a.s.span[it.span];
@@ -153,15 +155,22 @@ __device__ void fetch(const attn &a, char *q, char *page, state *b, const CUtens
     b->jobs[slot] = { (int)((it.end - it.begin + 63) / 64), PAIR ? TILE : it.pairs, first % a.heads, (int)(s.index + row - it.begin),
                       (int)max(s.first_key - it.begin, (int64_t)0), (int)(it.end - it.begin),
                       (s.row + it.row - a.row0) * a.heads + first, it.cut };
+    int p = 0, n_pages = b->jobs[slot].pages, old = waited ? 0 : min(2, (int)((s.index - it.begin) / FM_PAGE));
+    auto ask = [&] {
+      int number = pages[p];
+      for (int h = 0; h < 2; h++) ask_half<PAIR>(page, b, km, turn, (turn & 1) ^ h, rank, number, policy);  // as they become free
+      p++, turn++;
+    };
+    while (p < old && p < n_pages) ask();
+    if (!waited) fm_wait();
+    waited = true;
     bar_expect(&b->q_full[slot], f::QUERIES);
     for (int i = 0; i < 9; i++)
       box2(q + slot * f::QUERIES + i * f::Q_BOX, qm, &b->q_full[slot], i * 64, (int)b->jobs[slot].pair);
-    for (int p = 0; p < b->jobs[slot].pages; p++, turn++) {
-      int number = pages[p];
-      for (int h = 0; h < 2; h++) ask_half<PAIR>(page, b, km, turn, (turn & 1) ^ h, rank, number, policy);  // as they become free
-    }
+    while (p < n_pages) ask();
     n++;
   }
+  if (!waited) fm_wait();
   bar_wait(&b->q_empty[n % f::SLOTS], (n / f::SLOTS & 1) ^ 1);
   b->jobs[n % f::SLOTS].pages = -1;
   bar_arrive(&b->q_full[n % f::SLOTS]);
@@ -350,11 +359,11 @@ __global__ void __launch_bounds__(384, 1) mla_kernel(const __grid_constant__ att
   if (PAIR) cluster_sync();
   else __syncthreads();
   fm_go_on();
-  fm_wait();
   if (threadIdx.x >= 256) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     if (threadIdx.x == 256) fetch<TILE, PAIR>(a, q, page, b, &qm, &km);
   } else {
+    fm_wait();
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
     attend<TILE, PAIR>(a, q, page, b, __shfl_sync(~0u, threadIdx.x / 128, 0));
   }
