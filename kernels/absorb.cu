@@ -96,16 +96,6 @@ template <int F8> __global__ void __launch_bounds__(256) absorb_kernel(attn a) {
 
 constexpr int LAT = 512 + 32;            /* +32: two rows' lanes meet different banks */
 
-/* Span that row is in, by a warp; NULL: none. */
-__device__ const fm_span *warp_span(const fm_dspans &s, int64_t row) {
-  for (int64_t i0 = 0; i0 < s.n; i0 += 32) {
-    int64_t i = i0 + (threadIdx.x & 31);
-    unsigned here = __ballot_sync(~0u, i < s.n && row >= s.span[i].row && row < s.span[i].row + s.span[i].n);
-    if (here) return &s.span[i0 + __ffs(here) - 1];
-  }
-  return nullptr;
-}
-
 /* lat (512) = the answer of (row, h) in the latent space, by a warp: its parts in order, cuts first .. n - 1; N at a time. */
 template <int N> __device__ void join_parts(bf16 *lat, const attn &a, int64_t row, int h, int first, int n) {
   int lane = threadIdx.x & 31;
@@ -156,16 +146,20 @@ template <int F8, int NT> __global__ void __launch_bounds__(256) combine_kernel(
   int64_t row0 = a.row0 + blockIdx.z * (int64_t)(8 * NT), r0 = (int64_t)h * (a.nope + a.v) + a.nope;
   uint4 w[4][2];
   ask_values<F8>(w, a, r0 + blockIdx.y * 32 + half * 16, slice * 128);
+  int first[NT], cuts[NT];               // spans stand there since the pass began
+#pragma unroll
+  for (int i = 0; i < NT; i++) {
+    int64_t row = row0 + i * 8 + warp;
+    const fm_span *s = row < a.row0 + a.n ? fm_warp_span(a.s, row) : nullptr;
+    int64_t sees = s ? s->index + row - s->row + 1 : 0;
+    if (lane == 0) there[i * 8 + warp] = s != nullptr;
+    first[i] = s ? first_cut(s->first_key, cut_width(sees, a.heads)) : 0, cuts[i] = s ? cuts_of(sees, a.heads) : 0;
+  }
   fm_go_on();
   fm_wait();
 #pragma unroll
-  for (int i = 0; i < NT; i++) {
-    int r = i * 8 + warp;
-    const fm_span *s = row0 + r < a.row0 + a.n ? warp_span(a.s, row0 + r) : nullptr;
-    if (lane == 0) there[r] = s != nullptr;
-    int64_t sees = s ? s->index + row0 + r - s->row + 1 : 0;
-    if (s) join_parts<NT == 1 ? 8 : 4>(lat + r * LAT, a, row0 + r, h, first_cut(s->first_key, cut_width(sees, a.heads)), cuts_of(sees, a.heads));
-  }
+  for (int i = 0; i < NT; i++)
+    if (cuts[i]) join_parts<NT == 1 ? 8 : 4>(lat + (i * 8 + warp) * LAT, a, row0 + i * 8 + warp, h, first[i], cuts[i]);
   __syncthreads();
   for (int v0 = blockIdx.y * 32; v0 < a.v; v0 += gridDim.y * 32) {
     float acc[NT][4] = {}, scale = F8 ? a.kv_b.scale[(r0 + v0 + half * 16) / 128 * a.kv_b.across + slice] : 1.0f;

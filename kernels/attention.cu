@@ -3,7 +3,7 @@
 **   mla_decode  absorbed: queries are taken into the latent space, every head reads the same rows of the cache. Keys are cut
 **               by how many there are, the parts are made side by side and combined in order.
 **   mla_prompt  expanded: keys and values of every head are made from the latent rows, then tensor-core attention.
-** Sizes or dtypes off these paths, and f32 arithmetic, run through plain kernels of the same form.
+** Sizes or dtypes off these paths, and f32 arithmetic, run through plain kernels of the same form (plain_attention.cu).
 **
 **   absorb (q -> latent) -> parts (scores, softmax, sums of one cut) -> combine (-> latent answer -> values of the head)
 */
@@ -11,199 +11,10 @@
 
 #include "absorb.cuh"
 #include "mla.cuh"
+#include "plain_attention.cuh"
 #include "quant.cuh"
 #include "sm90/mla.cuh"
 #include "sm90/prompt.cuh"
-
-__device__ const fm_span *span_of(const fm_dspans &s, int64_t row) {
-  __shared__ const fm_span *found;
-  if (threadIdx.x == 0) found = nullptr;
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < s.n; i += blockDim.x)
-    if (row >= s.span[i].row && row < s.span[i].row + s.span[i].n) found = &s.span[i];
-  __syncthreads();
-  const fm_span *mine = found;
-  __syncthreads();                       // the next call sets it anew
-  return mine;
-}
-
-__device__ __forceinline__ float kv_b_at(const fm_dmat &w, int64_t r, int64_t i) {
-  float v = fm_element(w.data, w.dtype, r * w.cols + i);
-  return w.scale ? v * w.scale[r / 128 * w.across + i / 128] : v;
-}
-
-/* ---- absorb: qa[row][h] = { q_nope[h] W_UK[h], q_pe[h] }. A block: one head, up to 8 rows, 256 columns. ---- */
-
-constexpr int ABSORB_ROWS = 8;
-
-__global__ void __launch_bounds__(256) absorb_kernel(attn a) {
-  extern __shared__ float q[];           // (8, nope + rope)
-  int h = blockIdx.x, col = blockIdx.y * 256 + threadIdx.x, qk = a.nope + a.rope;
-  int64_t row0 = blockIdx.z * (int64_t)ABSORB_ROWS;
-  fm_wait();
-  for (int i = threadIdx.x; i < ABSORB_ROWS * qk; i += 256)
-    q[i] = row0 + i / qk < a.n ? a.q[(a.row0 + row0 + i / qk) * a.ldq + (int64_t)h * qk + i % qk] : 0.0f;
-  __syncthreads();
-  if (col >= a.width) return;
-  float sum[ABSORB_ROWS] = {};
-  if (col < a.rank) {
-    int64_t r0 = (int64_t)h * (a.nope + a.v);
-#pragma unroll 8
-    for (int j = 0; j < a.nope; j++) {
-      float w = kv_b_at(a.kv_b, r0 + j, col);
-#pragma unroll
-      for (int i = 0; i < ABSORB_ROWS; i++) sum[i] = fmaf(q[i * qk + j], w, sum[i]);
-    }
-  } else {
-    for (int i = 0; i < ABSORB_ROWS; i++) sum[i] = q[i * qk + a.nope + col - a.rank];
-  }
-  for (int i = 0; i < ABSORB_ROWS && row0 + i < a.n; i++) {
-    int64_t at = ((row0 + i) * a.heads + h) * a.width + col;
-    if (a.qa16) a.qa16[at] = __float2bfloat16_rn(sum[i]);
-    else a.qa32[at] = sum[i];
-  }
-}
-
-/* ---- plain parts: one block a (row, head, cut), f32 ---- */
-
-struct plain_form {                      /* where a key and a value stand in a cache row, for head h */
-  const float *q; int64_t ldq, q_head, q_row0;   /* query of (row, h): q + (row - q_row0) * ldq + h * q_head */
-  int k_dim, v_at, v_dim, per;           /* per: heads that share one; key of group g at g * k_dim, value at v_at + g * v_dim */
-};
-
-__device__ __forceinline__ float cache_at(const fm_dcache &k, const char *row, int i) {
-  if (k.dtype == FM_F8_E4M3) return fm_at8(row, i, k);
-  return k.dtype == FM_F32 ? ((const float *)row)[i] : __bfloat162float(((const bf16 *)row)[i]);
-}
-
-constexpr int PLAIN_DIMS = 8;            /* value dims a thread: 256 threads reach 2048 */
-
-__global__ void __launch_bounds__(256) plain_part_kernel(attn a, plain_form f) {
-  __shared__ float p[64];
-  extern __shared__ float q[];
-  int h = blockIdx.x % a.heads, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = h / f.per;
-  int64_t row = a.row0 + blockIdx.x / a.heads;
-  fm_wait();
-  const fm_span *s = span_of(a.s, row);
-  if (!s) return;
-  int64_t last = s->index + row - s->row, width = cut_width(last + 1, a.heads), begin = blockIdx.y * width, end = begin + width;
-  if (begin > last) return;
-  const int32_t *pages = (const int32_t *)((const char *)s->pages + a.s.delta);
-  for (int i = threadIdx.x; i < f.k_dim; i += 256) q[i] = f.q[(row - f.q_row0) * f.ldq + h * f.q_head + i];
-  __syncthreads();
-  float m = -INFINITY, sum = 0, acc[PLAIN_DIMS] = {};
-  for (int64_t j0 = begin; j0 < end && j0 <= last; j0 += 64) {
-    const char *page = fm_cache_row(a.k, pages, j0);
-    int64_t pitch = a.k.pitch;
-    for (int j = warp; j < 64; j += 8) {
-      float v = -INFINITY;
-      if (j0 + j <= last && j0 + j >= s->first_key) {
-        v = 0;
-        for (int i = lane; i < f.k_dim; i += 32) v = fmaf(q[i], cache_at(a.k, page + j * pitch, g * f.k_dim + i), v);
-        v = fm_warp_sum(v) * a.scale;
-      }
-      if (lane == 0) p[j] = v;
-    }
-    __syncthreads();
-    float big = m;
-    for (int j = 0; j < 64; j++) big = fmaxf(big, p[j]);
-    float keep = big == -INFINITY ? 1.0f : expf(m - big);
-    sum *= keep;
-    for (int i = 0; i < PLAIN_DIMS; i++) acc[i] *= keep;
-    m = big;
-    for (int j = 0; j < 64; j++) {
-      if (p[j] == -INFINITY) continue;   // unseen keys may hold anything
-      float e = expf(p[j] - m);
-      sum += e;
-#pragma unroll
-      for (int i = 0; i < PLAIN_DIMS; i++) {
-        int d = threadIdx.x + i * 256;
-        if (d < f.v_dim) acc[i] = fmaf(e, cache_at(a.k, page + j * pitch, f.v_at + g * f.v_dim + d), acc[i]);
-      }
-    }
-    __syncthreads();
-  }
-  int64_t at = blockIdx.x * (int64_t)a.cuts + blockIdx.y;
-  for (int i = 0; i < PLAIN_DIMS; i++)
-    if (threadIdx.x + i * 256 < f.v_dim) a.part[at * f.v_dim + threadIdx.x + i * 256] = acc[i];
-  if (threadIdx.x == 0) a.part_ms[2 * at] = m, a.part_ms[2 * at + 1] = sum;
-}
-
-/* ---- combine: the parts of a row's head, in order; then out of the latent space where there is one ---- */
-
-constexpr int COMBINE_ROWS = 8;
-
-/* lat (dim): the answer of (row, head), by a block of 256. Zeros when it saw nothing. weight: room for a.cuts floats. */
-__device__ void combine_one(float *lat, float *weight, const attn &a, const fm_span *s, int64_t row, int h, int dim) {
-  __shared__ float total;
-  int64_t at = ((row - a.row0) * a.heads + h) * a.cuts, seen = s ? s->index + row - s->row + 1 : 0;
-  int first = s ? first_cut(s->first_key, cut_width(seen, a.heads)) : 0, n = cuts_of(seen, a.heads) - first, lane = threadIdx.x & 31;
-  at += first;
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    float m = -INFINITY, sum = 0;
-    for (int i = lane; i < n; i += 32) m = fmaxf(m, a.part_ms[2 * (at + i)]);
-    m = fm_warp_max(m);
-    for (int i = lane; i < n; i += 32) {
-      float mi = a.part_ms[2 * (at + i)], w = mi > -INFINITY ? expf(mi - m) : mi == mi ? 0.0f : mi;
-      weight[i] = w;
-      if (w != 0) sum += w * a.part_ms[2 * (at + i) + 1];
-    }
-    sum = fm_warp_sum(sum);
-    if (lane == 0) total = sum;
-  }
-  __syncthreads();
-  float sum = total;
-  for (int d = threadIdx.x; d < dim; d += 256) {
-    float v = 0;
-#pragma unroll 4
-    for (int i = 0; i < n; i++)
-      if (weight[i] != 0) v = fmaf(weight[i], a.part[(at + i) * dim + d], v);
-    lat[d] = sum > 0 ? v / sum : sum == 0 ? 0.0f : v + sum;      // NaN stays NaN
-  }
-}
-
-/* A block: one head, R rows, 32 values of the head; a warp makes four of them. shared: weight (cuts, rounded), lat (R, rank). */
-template <int R> __global__ void __launch_bounds__(256) combine_kernel(attn a) {
-  extern __shared__ __align__(16) float weight[];
-  float *lat = weight + (a.cuts + 3) / 4 * 4;
-  int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int64_t row0 = blockIdx.z * (int64_t)R;
-  fm_wait();
-  int rows = a.n - row0 < R ? (int)(a.n - row0) : R;
-  uint32_t here = 0;                     // rows that stand in some span; others are left alone
-  for (int i = 0; i < rows; i++) {
-    const fm_span *s = span_of(a.s, a.row0 + row0 + i);
-    here |= (uint32_t)(s != nullptr) << i;
-    combine_one(lat + i * a.rank, weight, a, s, a.row0 + row0 + i, h, a.rank);
-  }
-  __syncthreads();
-  for (int d = blockIdx.y * 32 + warp; d < (int)blockIdx.y * 32 + 32 && d < a.v; d += 8) {
-    int64_t r = (int64_t)h * (a.nope + a.v) + a.nope + d;
-    float sum[R] = {};
-    for (int i = lane; i < a.rank; i += 32) {
-      float w = kv_b_at(a.kv_b, r, i);
-#pragma unroll
-      for (int t = 0; t < R; t++)
-        if (t < rows) sum[t] = fmaf(w, lat[t * a.rank + i], sum[t]);
-    }
-#pragma unroll
-    for (int t = 0; t < R; t++) {
-      float v = fm_warp_sum(sum[t]);
-      if (lane == 0 && (here >> t & 1)) a.out[(a.row0 + row0 + t) * a.ldo + (int64_t)h * a.v + d] = v;
-    }
-  }
-}
-
-/* Straight to the answer; a block a (row, head). */
-__global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
-  int64_t row = a.row0 + blockIdx.x / a.heads;
-  int h = blockIdx.x % a.heads;
-  extern __shared__ __align__(16) float weight[];
-  fm_wait();
-  const fm_span *s = span_of(a.s, row);
-  if (s) combine_one(a.out + row * a.ldo + (int64_t)h * a.v, weight, a, s, row, h, a.v);
-}
 
 /* ---- launching ---- */
 
@@ -235,18 +46,6 @@ static fm_status make_attn(fm_ctx *c, attn *x, const fm_attn *a) {
   return FM_OK;
 }
 
-static fm_status take_parts(fm_ctx *c, attn *x, int64_t dim) {
-  TRY(fm_cuda_take_n(c, &x->part, (int64_t)x->n * x->heads * x->cuts * dim));
-  return fm_cuda_take_n(c, &x->part_ms, (int64_t)x->n * x->heads * x->cuts * 2);
-}
-
-static fm_status plain_parts(fm_ctx *c, const attn *x, const plain_form *f) {
-  if (f->v_dim > 256 * PLAIN_DIMS)
-    return fm_fail(&c->err, FM_EUNSUPPORTED, "cuda: attention values of %d elements, %d are the most", f->v_dim, 256 * PLAIN_DIMS);
-  fm_launch(c, plain_part_kernel, dim3((unsigned)(x->n * x->heads), (unsigned)x->cuts), 256, f->k_dim * sizeof(float), *x, *f);
-  return fm_cuda_launched(c, "attention");
-}
-
 static bool fast_decode(fm_ctx *c, const fm_attn *a) {
   return c->arithmetic != FM_F32 && a->rank == MLA_RANK && a->rope == MLA_WIDTH - MLA_RANK && a->nope == 128 &&
          a->v_head_dim % 32 == 0 && a->cache->page_stride % 16 == 0 && fm_mla_tiles_can(c, a->cache) &&
@@ -262,23 +61,11 @@ static int64_t window_of(const attn *x, int64_t dim) {
 
 static fm_status fast_rows(fm_ctx *c, attn *x) {
   TRY(fm_cuda_take_n(c, &x->qa16, (int64_t)x->n * x->heads * x->width));
-  TRY(take_parts(c, x, x->rank));
+  TRY(fm_cuda_take_n(c, &x->part, (int64_t)x->n * x->heads * x->cuts * x->rank));
+  TRY(fm_cuda_take_n(c, &x->part_ms, (int64_t)x->n * x->heads * x->cuts * 2));
   TRY(fm_absorb_run(c, x));
   TRY(x->k.dtype == FM_BF16 && fm_mla_can(c) ? fm_mla_run(c, x) : fm_mla_tiles_run(c, x));
   return fm_combine_run(c, x);
-}
-
-static fm_status plain_rows(fm_ctx *c, attn *x) {
-  TRY(fm_cuda_take_n(c, &x->qa32, (int64_t)x->n * x->heads * x->width));
-  TRY(take_parts(c, x, x->rank));
-  unsigned groups = (unsigned)((x->n + ABSORB_ROWS - 1) / ABSORB_ROWS);
-  fm_launch(c, absorb_kernel, dim3((unsigned)x->heads, (unsigned)((x->width + 255) / 256), groups), 256,
-            ABSORB_ROWS * (x->nope + x->rope) * sizeof(float), *x);
-  plain_form f = { x->qa32, (int64_t)x->heads * x->width, x->width, x->row0, x->width, 0, x->rank, x->heads };
-  TRY(plain_parts(c, x, &f));
-  fm_launch(c, combine_kernel<COMBINE_ROWS>, dim3((unsigned)x->heads, (unsigned)((x->v + 31) / 32), groups), 256,
-            (COMBINE_ROWS * x->rank + (x->cuts + 3) / 4 * 4) * sizeof(float), *x);
-  return fm_cuda_launched(c, "mla_decode");
 }
 
 fm_status fm_cuda_mla_decode(fm_ctx *c, const fm_attn *a) {
@@ -288,7 +75,7 @@ fm_status fm_cuda_mla_decode(fm_ctx *c, const fm_attn *a) {
   int64_t n = x.n, used = c->slab_used, step = fast ? n : window_of(&x, x.rank);
   for (x.row0 = 0; x.row0 < n; x.row0 += step) {
     x.n = (int)(n - x.row0 < step ? n - x.row0 : step);
-    TRY(fast ? fast_rows(c, &x) : plain_rows(c, &x));
+    TRY(fast ? fast_rows(c, &x) : fm_plain_mla(c, &x));
     c->slab_used = used;
   }
   return FM_OK;
@@ -297,17 +84,13 @@ fm_status fm_cuda_mla_decode(fm_ctx *c, const fm_attn *a) {
 fm_status fm_cuda_gqa(fm_ctx *c, const fm_attn *a) {
   attn x;
   TRY(make_attn(c, &x, a));
-  int dim = (int)a->nope;
-  int64_t n = x.n, used = c->slab_used, step = window_of(&x, dim);
-  plain_form f = { a->q, a->ldq, dim, 0, dim, (int)(a->n_kv_heads * dim), dim, (int)(a->n_heads / a->n_kv_heads) };
+  int64_t n = x.n, used = c->slab_used, step = window_of(&x, x.v);
   for (x.row0 = 0; x.row0 < n; x.row0 += step) {
     x.n = (int)(n - x.row0 < step ? n - x.row0 : step);
-    TRY(take_parts(c, &x, x.v));
-    TRY(plain_parts(c, &x, &f));
-    fm_launch(c, combine_gqa_kernel, (unsigned)(x.n * x.heads), 256, (x.cuts + 3) / 4 * 4 * sizeof(float), x);
+    TRY(fm_plain_gqa(c, &x, (int)a->n_kv_heads));
     c->slab_used = used;
   }
-  return fm_cuda_launched(c, "gqa");
+  return FM_OK;
 }
 
 /* ---- prompts: expanded keys and values, tensor cores ----

@@ -32,6 +32,16 @@ inline int cuts_room(int64_t seen, int heads) {
 /* First cut of a row that sees some key; those before it have no parts. */
 __device__ __forceinline__ int first_cut(int64_t first_key, int width) { return (int)(first_key / FM_PAGE * FM_PAGE / width); }
 
+/* Span that row is in, by a warp; NULL: none. */
+__device__ __forceinline__ const fm_span *fm_warp_span(const fm_dspans &s, int64_t row) {
+  for (int64_t i0 = 0; i0 < s.n; i0 += 32) {
+    int64_t i = i0 + (threadIdx.x & 31);
+    unsigned here = __ballot_sync(~0u, i < s.n && row >= s.span[i].row && row < s.span[i].row + s.span[i].n);
+    if (here) return &s.span[i0 + __ffs(here) - 1];
+  }
+  return nullptr;
+}
+
 /* Shared by the kernels of one call. rows: n of them, whichever spans they are in. */
 struct attn {
   fm_dcache k;

@@ -378,6 +378,8 @@ static void test_attention(void) {
     { "mla_prompt f32, odd sizes", fm_op_mla_prompt, &odd, FM_BF16, FM_F32, FM_F32, prompts, 4 },
     { "mla_decode f32, odd sizes, f8 cache", fm_op_mla_decode, &odd, FM_F32, FM_F8_E4M3, FM_F32, batch, 8 },
     { "mla_prompt f32, pocket's sizes, f8 cache", fm_op_mla_prompt, &pocket, FM_BF16, FM_F8_E4M3, FM_F32, prompts, 5 },
+    { "mla_decode, pocket's sizes, bf16 cache", fm_op_mla_decode, &pocket, FM_F8_E4M3, FM_BF16, FM_BF16, batch, 8 },
+    { "mla_prompt, pocket's sizes, bf16 cache", fm_op_mla_prompt, &pocket, FM_F8_E4M3, FM_BF16, FM_F8_E4M3, prompts, 5 },
     { "gqa f32, odd sizes", fm_op_gqa, &small, FM_F32, FM_F32, FM_F32, batch, 8 },
     { "gqa f32, head_dim 128, bf16 cache", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_F32, prompts, 4 },
     { "mla_decode bf16, V2-Lite's sizes", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16, batch, 8 },
@@ -400,6 +402,57 @@ static void test_attention(void) {
     double off = run_attention(cases[i].fn, cases[i].z, cases[i].kt, cases[i].cache, cases[i].at, cases[i].n, &alone);
     check(off < (cases[i].arithmetic == FM_F32 ? F32_TOL : 1.5 * BF16_TOL), cases[i].name, off);   // weights of the softmax are rounded too
     check(alone, "... the same bits alone and in parts", 0);
+  }
+}
+
+/* A NaN among the queries of a head makes all of its answer NaN, one among the keys that of every head that sees it; other
+   sequences' rows stay what they are. Rows: the first two of one, of which row 0 sees one key; the last two of a longer one, of which
+   the very last has a planted key (beside it nothing times NaN may be NaN, too). */
+static bool nan_comes_through(fm_status (*fn)(fm_ctx *, const fm_attn *), const sizes *z, fm_dtype kt, fm_dtype cache, int64_t len) {
+  bool mla = z->rank > 0, good = true;
+  int64_t width = mla ? z->rank + z->rope : 2 * z->kv_heads * z->nope, v = mla ? z->v : z->nope, qk = z->nope + z->rope, rows = 4;
+  paged c = new_cache(len, width, cache, z->rank);
+  weight w = new_weight(mla ? z->heads * (z->nope + z->v) : 8, mla ? z->rank : 8, kt);
+  fm_span s[2] = { { .row = 0, .n = 2, .index = 0, .pages = c.page }, { .row = 2, .n = 2, .index = len - 2, .pages = c.page } };
+  for (int64_t i = (len - 1) * width; i < len * width; i++) c.rows[i] = NAN;
+  fm_span all = { .n = len, .pages = c.page };
+  RUN(&gpu, fm_op_cache_store(&gpu, &c.dev, &all, 1, upf(c.rows, len * width), width));
+  float *q = floats(rows * z->heads * qk), *out = poison(rows * z->heads * v);
+  q[qk - 1] = NAN;                                               // row 0, head 0; row 2, the last head
+  q[(2 * z->heads + z->heads - 1) * qk] = NAN;
+  fm_attn a = { .cache = &c.dev, .span = s, .n_spans = 2, .q = upf(q, rows * z->heads * qk), .ldq = z->heads * qk,
+                .out = upf(out, rows * z->heads * v), .ldo = z->heads * v, .n_heads = z->heads, .n_kv_heads = z->kv_heads, .nope = z->nope,
+                .rope = z->rope, .v_head_dim = z->v, .rank = z->rank, .scale = 1 / sqrtf((float)qk), .kv_b = mla ? &w.dev : NULL };
+  RUN(&gpu, fn(&gpu, &a));
+  float *got = down(a.out, rows * z->heads * v);
+  for (int64_t i = 0; i < rows * z->heads * v; i++) {
+    int64_t row = i / (z->heads * v), h = i / v % z->heads;
+    bool planted = (row == 0 && h == 0) || (row == 2 && h == z->heads - 1) || row == 3;
+    good = good && (planted ? isnan(got[i]) : row == 2 || !isnan(got[i]));
+  }
+  free(q), free(out), free(got), drop_cache(&c), drop_weight(&w), release();
+  return good;
+}
+
+static void test_nan(void) {
+  static const sizes lite = { 16, 0, 128, 64, 128, 512 }, v3 = { 128, 0, 128, 64, 128, 512 }, pocket = { 8, 0, 32, 16, 32, 128 };
+  static const sizes odd = { 5, 0, 13, 6, 11, 37 }, gqa = { 12, 2, 128, 0, 0, 0 };
+  struct { const char *name; fm_status (*fn)(fm_ctx *, const fm_attn *); const sizes *z; fm_dtype kt, cache, arithmetic; } c[] = {
+    { "f32, odd sizes", fm_op_mla_decode, &odd, FM_F32, FM_F32, FM_F32 },
+    { "bf16, pocket's sizes", fm_op_mla_prompt, &pocket, FM_F8_E4M3, FM_BF16, FM_BF16 },
+    { "f32, pocket's sizes, f8 cache", fm_op_mla_decode, &pocket, FM_F8_E4M3, FM_F8_E4M3, FM_F32 },
+    { "gqa, bf16 cache", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_F32 },
+    { "mla_decode, V2-Lite's sizes", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16 },
+    { "mla_decode, V2-Lite's sizes, f8 cache", fm_op_mla_decode, &lite, FM_F8_E4M3, FM_F8_E4M3, FM_BF16 },
+    { "mla_decode, V3's sizes", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16 },
+    { "mla_prompt, V2-Lite's sizes", fm_op_mla_prompt, &lite, FM_BF16, FM_BF16, FM_BF16 },
+    { "mla_prompt, V2-Lite's sizes, f8 cache", fm_op_mla_prompt, &lite, FM_F8_E4M3, FM_F8_E4M3, FM_BF16 } };
+  for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+    char line[128];
+    gpu.arithmetic = c[i].arithmetic;
+    gpu.generated = c[i].fn == fm_op_mla_decode;
+    snprintf(line, sizeof line, "a NaN comes through attention: %s", c[i].name);
+    check(nan_comes_through(c[i].fn, c[i].z, c[i].kt, c[i].cache, 100) && nan_comes_through(c[i].fn, c[i].z, c[i].kt, c[i].cache, 1100), line, 0);
   }
 }
 
@@ -574,7 +627,7 @@ static void test_memory(void) {
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
     { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention },
-    { "draw", test_draw }, { "route", test_route }, { "experts", test_experts }, { "memory", test_memory } };
+    { "nan", test_nan }, { "draw", test_draw }, { "route", test_route }, { "experts", test_experts }, { "memory", test_memory } };
   fm_error err;
   if (fm_ctx_open(&gpu, "cuda", 0, &err) != FM_OK) {
     printf("skip - the CUDA device: %s\n", err.message);
