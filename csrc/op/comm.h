@@ -20,7 +20,8 @@ struct fm_collectives {
   void      (*leave)(fm_comm *m);
 
   fm_status (*barrier)(fm_ctx *c, fm_comm *m);
-  /* x[i] += part of rank 0 [i] + part of rank 1 [i] + ..., i < len, summed in this order: every rank gets the same bits. */
+  /* x[i] += part of rank 0 [i] + part of rank 1 [i] + ..., i < len, summed in this order: every rank gets the same bits.
+     On GPUs x and part begin at multiples of 16 bytes, and sums of more than two are NCCL's, in its own order, when they are long. */
   fm_status (*all_reduce)(fm_ctx *c, fm_comm *m, float *x, const float *part, int64_t len);
   /* out: the parts of all ranks one behind the other, size[r] bytes each; `mine` may already stand in its place there. */
   fm_status (*all_gather)(fm_ctx *c, fm_comm *m, void *out, const void *mine, const int64_t *size);
