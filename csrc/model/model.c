@@ -176,10 +176,12 @@ static fm_status finish(fm_pass *p) {
   TRY(fm_op_rms_norm(c, p->hidden, d, p->x, d, p->mtp ? p->net->w->mtp.norm : p->net->w->norm, p->n, d,
                      (float)g->rms_norm_eps));
   if (!p->n_logits) return FM_OK;
-  float *rows;
+  float *rows = p->hidden;
   fm_mat all = { .data = p->hidden, .dtype = FM_F32, .rows = p->n, .cols = d };
-  TRY(fm_scratch(c, &rows, p->n_logits, d));
-  TRY(fm_op_embed(c, rows, &all, p->logit_row, p->n_logits));
+  if (p->n_logits < p->n) {
+    TRY(fm_scratch(c, &rows, p->n_logits, d));
+    TRY(fm_op_embed(c, rows, &all, p->logit_row, p->n_logits));
+  }
   fm_mm mm = { .w = &p->net->w->head, .x = rows, .ldx = d, .out = p->logits, .ldo = v, .n = p->n_logits };
   TRY(fm_op_matmul(c, &mm, 1));
   return p->rule ? c->ops->draw(c, p->drawn, p->logits, p->rule, p->n_logits, v, p->net->n_valid) : FM_OK;
