@@ -28,12 +28,8 @@ static inline double fm_gumbel_most(uint32_t noise) {
   return (__builtin_clzll(rest) + 1) * 0.6931472;
 }
 
-static inline void fm_gumbel_try(fm_gumbel *g, float logit, int32_t id) {
-  if (g->counter[0] != (uint32_t)id >> 2) {
-    g->counter[0] = (uint32_t)id >> 2;
-    fm_philox(g->noise, g->counter, g->key);
-  }
-  uint32_t noise = g->noise[id & 3];
+/* The id with the 32 bits that are its own. */
+static inline void fm_gumbel_take(fm_gumbel *g, float logit, int32_t id, uint32_t noise) {
   double value = logit / g->temperature;
   if (value + fm_gumbel_most(noise) < g->best) return;
   value -= log(-log(((double)noise + 0.5) * 0x1p-32));
@@ -41,6 +37,14 @@ static inline void fm_gumbel_try(fm_gumbel *g, float logit, int32_t id) {
   if (!(value > g->best || (value == g->best && id < g->id))) return;
   g->best = value;
   g->id = id;
+}
+
+static inline void fm_gumbel_try(fm_gumbel *g, float logit, int32_t id) {
+  if (g->counter[0] != (uint32_t)id >> 2) {
+    g->counter[0] = (uint32_t)id >> 2;
+    fm_philox(g->noise, g->counter, g->key);
+  }
+  fm_gumbel_take(g, logit, id, g->noise[id & 3]);
 }
 
 #endif

@@ -19,7 +19,8 @@ enum {
   PARTS = 8,            /* partial sums of the probabilities of a block */
   PANEL = 16,           /* rows of kv_b converted at once when queries are absorbed */
   HEADS = 8,            /* heads that share a page's rows in a decode item */
-  ROWS = 32,            /* rows of a decode item */
+  ROWS = 32,            /* rows of a decode item, at most */
+  FEW_ROWS = 4,         /* and at least, where threads have as many: each item converts kv_b again */
   GQA_ROWS = 64         /* rows of a gqa item */
 };
 
@@ -105,6 +106,7 @@ typedef struct work {
   const fm_attn *a;
   const void *pieces;
   int64_t n_pieces, per_item, n_parts;   /* heads of an item; head parts that a piece has */
+  const int64_t *bound;                  /* decode: rows bound[k] .. bound[k + 1] - 1 are of item k */
   float *scratch; int64_t stride;        /* (workers, stride) */
 } work;
 
@@ -406,7 +408,7 @@ static void latent_attention(const work *w, const decode_buf *t, const row_ref *
 static void decode_item(void *arg, int64_t item, int worker) {
   const work *w = arg;
   const fm_attn *a = w->a;
-  int64_t r0 = item / w->n_parts * w->per_item, n = min64(w->per_item, w->n_pieces - r0);
+  int64_t r0 = w->bound[item / w->n_parts], n = w->bound[item / w->n_parts + 1] - r0;
   int64_t most = ceil_div(a->n_heads, w->n_parts), h0 = item % w->n_parts * most;
   int64_t heads = min64(most, a->n_heads - h0), width = a->rank + a->rope;
   const row_ref *r = (const row_ref *)w->pieces + r0;
@@ -430,6 +432,18 @@ static void decode_item(void *arg, int64_t item, int worker) {
     }
 }
 
+/* Cuts the rows into items: large ones first, small ones at the end, so that all threads end together. Returns how many. */
+static int64_t cut_rows(int64_t *bound, int64_t total, int64_t n_heads, int64_t threads) {
+  int64_t n = 0, least = max64(1, min64(FEW_ROWS, total * n_heads / threads));
+  for (int64_t at = 0, rows; at < total; at += rows) {
+    rows = threads > 1 ? (total - at) / (2 * threads) : ROWS;
+    rows = min64(total - at, max64(least, min64(ROWS, rows)));
+    bound[n++] = at;
+  }
+  bound[n] = total;
+  return n;
+}
+
 static fm_status decode_run(fm_ctx *c, work *w) {
   fm_pool *pool = ((fm_cpu *)c->dev)->pool;
   const fm_attn *a = w->a;
@@ -437,19 +451,20 @@ static fm_status decode_run(fm_ctx *c, work *w) {
   decode_buf t;
   for (int64_t s = 0; s < a->n_spans; s++) total += a->span[s].n;
   row_ref *r = fm_arena_alloc(&c->arena, total * (int64_t)sizeof *r);
-  if (!r) return fm_no_memory(&c->err, total * (int64_t)sizeof *r);
+  int64_t *items = fm_arena_alloc(&c->arena, (total + 1) * (int64_t)sizeof *items);
+  if (!r || !items) return fm_no_memory(&c->err, (total + 1) * (int64_t)(sizeof *r + sizeof *items));
   w->pieces = r;
   w->n_pieces = total;
+  w->bound = items;
   for (int64_t s = 0; s < a->n_spans; s++)
     for (int64_t i = 0; i < a->span[s].n; i++) *r++ = (row_ref){ a->span + s, i };
-  // first fewer heads an item, then fewer rows, until every thread has one
-  int64_t per_thread = a->n_heads * ceil_div(total, ROWS) / threads;
-  int64_t heads = min64(a->n_heads, max64(1, min64(HEADS, per_thread)));
-  w->per_item = min64(total, per_thread ? ROWS : max64(1, min64(ROWS, total * a->n_heads / threads)));
+  int64_t n_items = cut_rows(items, total, a->n_heads, threads);
+  // few items: their heads are spread
+  int64_t heads = min64(a->n_heads, max64(1, min64(HEADS, a->n_heads * n_items / threads)));
   w->n_parts = ceil_div(a->n_heads, heads);
-  w->stride = decode_layout(&t, NULL, a, w->per_item, ceil_div(a->n_heads, w->n_parts));
+  w->stride = decode_layout(&t, NULL, a, min64(total, ROWS), ceil_div(a->n_heads, w->n_parts));
   TRY(take_scratch(c, w));
-  fm_pool_for(pool, ceil_div(total, w->per_item) * w->n_parts, decode_item, w);
+  fm_pool_for(pool, n_items * w->n_parts, decode_item, w);
   return FM_OK;
 }
 

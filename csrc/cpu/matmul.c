@@ -12,6 +12,7 @@ enum {
   PANEL_ROWS = 64,                       /* weight rows of a panel, at most */
   PANEL = 64 * 1024,                     /* floats of a panel: half of a 512 KiB L2 */
   LEAST_ROWS = 4,                        /* weight rows of a panel, at least */
+  SMALL_PANEL = 16,                      /* and where there are few of them, so that all threads end together */
   LEAST = 32 * 1024                      /* weights worth an item of their own: some microseconds */
 };
 
@@ -85,14 +86,15 @@ static void run_item(void *arg, int64_t item, int worker) {
 
 /* Weight rows of an item: a panel, or as much as keeps the threads evenly busy. */
 static int64_t item_rows(const fm_cpu *cpu, const fm_mm *mm, int64_t total) {
-  int64_t k = mm->w->cols > 0 ? mm->w->cols : 1, rows;
+  int64_t k = mm->w->cols > 0 ? mm->w->cols : 1, threads = fm_pool_threads(cpu->pool), rows;
   if (use_panels(mm)) {
     rows = PANEL / k / LEAST_ROWS * LEAST_ROWS;
     if (rows > PANEL_ROWS) rows = PANEL_ROWS;
+    while (threads > 1 && rows > SMALL_PANEL && rows * k * 8 * threads > total) rows = rows / 2 / LEAST_ROWS * LEAST_ROWS;
     while (mm->w->scale && rows & (rows - 1)) rows &= rows - 1;    // a panel of f8 has one row of scales
     return rows;
   }
-  int64_t share = total / (fm_pool_threads(cpu->pool) * 8);
+  int64_t share = total / (threads * 8);
   rows = ((share > LEAST ? share : LEAST) / k + 15) / 16 * 16;
   return rows < 16 ? 16 : rows;
 }
