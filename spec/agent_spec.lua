@@ -372,6 +372,7 @@ describe("limits", function()
     t:cancel()
     assert.is_true(t.done)
     assert.are.equal("cancelled", t.result.finish)
+    assert.are.same({ { role = "user", content = "go" } }, t.result.transcript)
   end)
 end)
 
@@ -465,6 +466,31 @@ describe("takeover", function()
     assert.is_nil(r)
     assert.are.equal("network", err.code)
     assert.are.equal("two", assert(agent:resume(t):wait()).text)
+  end)
+
+  it("takes up a run that a hook ended, whatever the hook heard of", function()
+    local heard = {}
+    local function once(kind)
+      heard[kind] = (heard[kind] or 0) + 1
+      if heard[kind] == 1 then error("the hook of " .. kind, 0) end
+    end
+    local agent, asked = adder({ call("sub", { a = 2 }), call("add", { a = 1, b = 1 }), "two" }, { on_event = once })
+    local t, ended = agent:start "go", {}
+    while true do
+      local ok, r = pcall(t.wait, t)
+      if ok then
+        assert.are.equal("two", r.text)
+        assert.are.equal("stop", r.finish)
+        local roles = {}
+        for i, m in ipairs(r.transcript) do roles[i] = m.role end
+        assert.are.equal("user assistant tool assistant tool assistant", table.concat(roles, " "))
+        break
+      end
+      ended[#ended + 1] = r
+      t = agent:resume(t)
+    end
+    assert.are.same({ "the hook of reply", "the hook of invalid", "the hook of call", "the hook of output", "the hook of finish" }, ended)
+    assert.are.equal(1, #asked)                                  -- no call is made twice
   end)
 
   it("may wait for a person", function()

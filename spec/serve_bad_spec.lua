@@ -66,7 +66,7 @@ describe("the server, given what is wrong", function()
     { "chat/completions", { stop = { "a", 1 } }, "stop[1]", "string" },
     { "chat/completions", { stop = "" }, "stop[0]", "not empty" },
     { "chat/completions", { logit_bias = { x = 1 } }, "logit_bias", "token ids" },
-    { "chat/completions", { logit_bias = { ["99999"] = 1 } }, json.null, "vocabulary" },
+    { "chat/completions", { logit_bias = { ["99999"] = 1 } }, "logit_bias", "token ids below 2944" },
     { "chat/completions", { logit_bias = { ["5"] = 101 } }, "logit_bias.5", "100" },
     { "chat/completions", { top_logprobs = 3 }, "top_logprobs", "logprobs" },
     { "chat/completions", { logprobs = true, top_logprobs = 21 }, "top_logprobs", "20" },

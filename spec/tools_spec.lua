@@ -251,6 +251,19 @@ describe("the HTTP tool", function()
     assert.matches("more than 3 redirects", select(2, run(tool(), { url = url "/loop" })))
   end)
 
+  it("sends its headers to the host that was asked, not to one that this one names", function()
+    answers["/here"] = { 302, "", { "Location", "/there" } }
+    answers["/there"] = { 302, "", { "Location", ("http://localhost:%d/other"):format(port) } }
+    answers["/other"] = { 200, "ok" }
+    local t = tool { allow = { ("http://127.0.0.1:%d"):format(port), ("http://localhost:%d"):format(port) },
+                     headers = { "Authorization: Bearer secret", "X-Mine: 1" } }
+    assert.are.equal("ok", run(t, { url = url "/here" }))
+    local got = {}
+    for i, request in ipairs(seen) do got[i] = request.path .. " " .. tostring(request.headers["x-mine"]) end
+    assert.are.same({ "/here 1", "/there 1", "/other nil" }, got)
+    assert.is_nil(seen[3].headers.authorization)
+  end)
+
   it("keeps to its sizes and its time", function()
     answers["/big"] = { 200, ("x"):rep(3000) }
     answers["/never"] = {}

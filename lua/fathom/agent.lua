@@ -180,13 +180,14 @@ function methods:resume(t, action)
   local run = self.runs[t]
   if not run then options.raise "agent:resume: this is no task of the agent" end
   if not t.done then options.raise "agent:resume: the run is not over" end
-  if run.state.finish and run.state.finish ~= "takeover" then
+  if run.state.finish and run.state.finish ~= "takeover" and not t.err then
     options.raise(("agent:resume: the run is over: finish is '%s'"):format(run.state.finish))
   end
   local decided = stuck.action("agent:resume", action)
-  if run.state.finish and not decided then options.raise "agent:resume: the run was handed over: say what is to be done" end
+  if run.state.finish == "takeover" and not decided then options.raise "agent:resume: the run was handed over: say what is to be done" end
   self.runs[t] = nil
-  return launch(self, { agent = self, state = run.state, session = run.session, context = run.context, action = decided })
+  return launch(self, { agent = self, state = run.state, session = run.session, context = run.context, action = decided,
+                        transcript = run.transcript })
 end
 
 -- ---- files ----------------------------------------------------------------------------------------------------------

@@ -165,7 +165,7 @@ local function report_of(o, list, rows, cancelled)
                                   by = o.by or cases.fields(list) })
   for _, row in ipairs(kept) do row.fields = nil end
   return { name = trace.plain(o.name), seed = o.seed, repeats = o.repeats, threshold = o.threshold, cases = #kept, scorers = o.names,
-           cancelled = cancelled, model = o.model_note, options = trace.plain(o.options or json.object {}), note = trace.plain(o.note),
+           cancelled = cancelled, model = o.model_note, options = json.object(trace.plain(o.options or {})), note = trace.plain(o.note),
            scores = json.array(sums.scores), slices = json.array(sums.slices), metrics = json.array(sums.metrics),
            totals = sums.totals, rows = json.array(kept) }
 end

@@ -99,31 +99,40 @@ local function not_understood(run, result)
   local why = result.finish == "length" and "it was cut off: there was no room for it" or "it has no name and arguments in JSON"
   local text = calls.error_text("the tool call could not be read: " .. why)
   s.calls[#s.calls + 1] = { name = "", raw = result.text, output = text, error = true, step = s.steps }
-  tell(run, "invalid", { text = result.text, output = text })
   observe(run, text)
+  return text
 end
 
-local function take_reply(run, result)
+-- A reply that brought nothing leaves the session where it was: the turn is still to be read.
+local function read_turn(result) return result.text ~= "" or (result.ids and #result.ids > 0) end
+
+-- The state as it is behind a reply; what was told the model of a call that makes no sense, or nil.
+local function note_reply(run, result)
   local s = run.state
-  s.steps, s.turn, s.text, s.think = s.steps + 1, {}, result.answer, result.think
-  tell(run, "reply", { step = s.steps, text = result.text, think = result.think, answer = result.answer,
-                       tool_calls = result.tool_calls, usage = result.usage, finish = result.finish })
+  s.steps, s.text, s.think = s.steps + 1, result.answer, result.think
+  if read_turn(result) then s.turn = {} end
   if result.finish == "cancelled" then
-    if too_long(run) then return end_by_limit(run, "seconds") end
-    return end_run(run, "cancelled", "the run was cancelled")
-  end
-  if #result.tool_calls > 0 then
+    if too_long(run) then end_by_limit(run, "seconds") else end_run(run, "cancelled", "the run was cancelled") end
+  elseif #result.tool_calls > 0 then
     s.acting = {}
     for i, call in ipairs(result.tool_calls) do
       s.acting[i] = { name = call.name, arguments = call.arguments, raw = call.raw, why = call.error, id = call.id, step = s.steps }
     end
   elseif broken_call(result) then
-    not_understood(run, result)
+    return not_understood(run, result)
   elseif result.finish == "length" and not reached(run) then
     end_run(run, "length", "the reply was cut off by max_tokens")
   elseif result.finish ~= "length" then
     s.answered = true
   end
+end
+
+-- Hooks hear of it when the state is good to go on with: one that raises ends the task, not the run.
+local function take_reply(run, result)
+  local told = note_reply(run, result)
+  tell(run, "reply", { step = run.state.steps, text = result.text, think = result.think, answer = result.answer,
+                       tool_calls = result.tool_calls, usage = result.usage, finish = result.finish })
+  if told then tell(run, "invalid", { text = result.text, output = told }) end
 end
 
 -- ---- calls ------------------------------------------------------------------------------------------------------------
@@ -302,7 +311,7 @@ end
 -- One round; what it leaves in run.state.finish ends the run.
 local function round(run)
   local s = run.state
-  if s.acting then act(run) else
+  if s.acting then act(run) elseif not s.answered then
     local limit = reached(run)
     if limit then return end_by_limit(run, limit) end
     local result, err = ask(run)

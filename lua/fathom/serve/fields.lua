@@ -175,7 +175,10 @@ function fields.options(server, f, usual)
   for _, name in ipairs(same_names) do o[name] = f[name] end
   o.repeat_penalty = o.repeat_penalty or f.repetition_penalty
   o.stop_ids = o.stop_ids or f.stop_token_ids
-  local most = server.limits.max_tokens
+  local most, size = server.limits.max_tokens, server.model.engine.core:vocab_size()
+  for id in pairs(o.logit_bias or {}) do
+    if id >= size then wrong("logit_bias", ("token ids below %d"):format(size), id) end
+  end
   o.max_tokens = f.max_completion_tokens or f.max_tokens or usual
   if most and (o.max_tokens or math.huge) > most then
     if o.max_tokens then wire.refuse(400, ("max_tokens is %d, this server gives %d at most"):format(o.max_tokens, most), "max_tokens") end

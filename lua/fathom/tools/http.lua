@@ -102,11 +102,14 @@ end
 
 local REDIRECTS = { [301] = true, [302] = true, [303] = true, [307] = true, [308] = true }
 
-local function ask(self, a, method, body, deadline)
+-- Headers go to the host that was asked for, not to one that it names.
+local function same_host(a, b) return a.scheme == b.scheme and a.host == b.host and a.port == b.port end
+
+local function ask(self, a, method, body, headers, deadline)
   local net = require "fathom.net"
   local left = deadline - net.now()
   if left <= 0 then return nil, ("it took more than %g seconds"):format(self.seconds) end
-  local transfer, _, why = self.client:request { url = text_of(a), method = method, body = body, headers = self.headers,
+  local transfer, _, why = self.client:request { url = text_of(a), method = method, body = body, headers = headers,
     total_ms = math.max(1, left), max_size = self.max_size, public_only = not self.private, ca_file = self.ca_file }
   if not transfer then return nil, why end
   local open <close> = transfer
@@ -128,12 +131,13 @@ local function fetch(self, args)
   if body and #body > self.max_body then return nil, ("a body has at most %d bytes"):format(self.max_body) end
   if body and (method == "GET" or method == "HEAD") then return nil, method .. " takes no body" end
   local deadline = require("fathom.net").now() + self.seconds * 1000
-  local url = args.url
+  local url, first = args.url, nil
   for _ = 0, self.redirects do
     local a, why = allowed(self, url)
     if not a then return nil, why end
+    first = first or a
     local reply
-    reply, why = ask(self, a, method, body, deadline)
+    reply, why = ask(self, a, method, body, same_host(first, a) and self.headers or nil, deadline)
     if not reply then return nil, why end
     if not (REDIRECTS[reply.status] and reply.location) then
       local text = printable(reply.body, reply.type)
@@ -149,7 +153,8 @@ end
 --- Makes the tool: args.url, args.method ("GET"), args.body. The output is the reply's body where its status is 2xx.
 -- @param opts table  allow: list of "host" (https), "*.host" (what is below it), "host:port", "http://host:port";
 --   methods ({ "GET", "HEAD" }); private (false): true lets addresses of local networks be asked; max_size of a reply (256 KiB),
---   max_body of a request (64 KiB), seconds for all of a call (20), redirects (3), headers (lines sent along), ca_file
+--   max_body of a request (64 KiB), seconds for all of a call (20), redirects (3), headers (lines sent along,
+--   not to another host that a redirect names), ca_file
 -- @return tool, or nil, err where this build has no network library
 -- @usage assert(fathom.tools.http { allow = { "*.wikipedia.org" } })
 function http.new(opts)
