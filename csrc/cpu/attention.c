@@ -27,12 +27,14 @@ enum {
 /* ---- o += p v ---- */
 
 /* o[i] += sum over j < keys of p[i*ldp + j] * v[j*ldv ..], in increasing j, one fused multiply-add each; i < n.
-   Same bits in every form below: they differ in how many elements go side by side. */
+   Same bits in every form below: they differ in how many elements go side by side. `ask` is asked for meanwhile. */
+typedef struct asked { const char *p; int64_t size; } asked;
 typedef void (*mix_fn)(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
-                       const float *v, int64_t ldv, int64_t keys, int64_t dim);
+                       const float *v, int64_t ldv, int64_t keys, int64_t dim, asked ask);
 
 static void mix_plain(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
-                      const float *v, int64_t ldv, int64_t keys, int64_t dim) {
+                      const float *v, int64_t ldv, int64_t keys, int64_t dim, asked ask) {
+  (void)ask;
   for (int64_t i = 0; i < n; i++)
     for (int64_t j = 0; j < keys; j++) s->axpy(o + i * ldo, p[i * ldp + j], v + j * ldv, dim);
 }
@@ -74,17 +76,19 @@ AVX2 static void mix_1x64(float *o, const float *p, const float *v, int64_t ldv,
 }
 
 static void mix_wide(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
-                     const float *v, int64_t ldv, int64_t keys, int64_t dim) {
-  int64_t fours = n / 4 * 4, done4 = dim / 16 * 16, done1 = dim / 64 * 64;
-  for (int64_t c = 0; c < done4; c += 16)
+                     const float *v, int64_t ldv, int64_t keys, int64_t dim, asked ask) {
+  int64_t fours = n / 4 * 4, done4 = dim / 16 * 16, done1 = dim / 64 * 64, at = 0;
+  for (int64_t c = 0; c < done4; c += 16) {
+    for (; at < ask.size * (c + 16) / done4; at += 64) __builtin_prefetch(ask.p + at, 0, 2);
     for (int64_t i = 0; i < fours; i += 4)
       mix_4x16(o + i * ldo + c, ldo, p + i * ldp, ldp, v + c, ldv, keys);
+  }
   for (int64_t i = fours; i < n; i++)
     for (int64_t c = 0; c < done1; c += 64) mix_1x64(o + i * ldo + c, p + i * ldp, v + c, ldv, keys);
-  if (done4 < dim) mix_plain(s, o + done4, ldo, fours, p, ldp, v + done4, ldv, keys, dim - done4);
+  if (done4 < dim) mix_plain(s, o + done4, ldo, fours, p, ldp, v + done4, ldv, keys, dim - done4, (asked){ 0 });
   if (done1 < dim)
     mix_plain(s, o + fours * ldo + done1, ldo, n - fours, p + fours * ldp, ldp, v + done1, ldv, keys,
-              dim - done1);
+              dim - done1, (asked){ 0 });
 }
 
 static mix_fn mix_choose(const fm_simd *s) {
@@ -115,6 +119,7 @@ typedef struct block {
   int64_t first, n;
   const float *k; int64_t ldk, dim_k;
   const float *v; int64_t ldv, dim_v;
+  const float *next;                     /* a page like k's that will be read after this one, or NULL */
 } block;
 
 /* n queries; query i stands at index + i * step. step 0: heads of one row. */
@@ -166,12 +171,20 @@ static void soften(const work *w, const queries *q, int64_t i, float *p, int64_t
   q->max[i] = max;
 }
 
+/* The rows of the next page that dots does not ask for: a page takes about as long to come from memory as to be used, so what brings
+   it in must not pause while values are added up. */
+static asked rest_of(const block *b) {
+  int64_t rows = FM_PAGE * FM_CPU_NEXT / 4;
+  return (asked){ (const char *)(b->next + rows * b->ldk), (FM_PAGE - rows) * b->ldk * 4 };
+}
+
 /* Queries i0 .. i0 + n - 1, n <= TILE, all of which see a key of the block. */
 static void attend_tile(const work *w, const block *b, const queries *q, int64_t i0, int64_t n) {
   int64_t lo = max64(q->first_key - b->first, 0), at = q->index + i0 * q->step - b->first;
   int64_t last = min64(at + (n - 1) * q->step, b->n - 1);
-  w->simd->gemm(q->p + lo, FM_PAGE, q->q + i0 * q->ldq, q->ldq, n, b->k + lo * b->ldk, b->ldk, last - lo + 1,
-                b->dim_k, NULL);
+  const float *next = i0 ? NULL : b->next;
+  w->simd->dots(q->p + lo, FM_PAGE, q->q + i0 * q->ldq, q->ldq, n, b->k + lo * b->ldk, b->ldk, last - lo + 1,
+                b->dim_k, next);
   for (int64_t i = 0; i < n; i++)
     soften(w, q, i0 + i, q->p + i * FM_PAGE, lo, min64(at + i * q->step, b->n - 1), b->dim_v);
   // below the diagonal all see the whole block; on it they go by fours
@@ -180,12 +193,13 @@ static void attend_tile(const work *w, const block *b, const queries *q, int64_t
     int64_t rows = min64(most, n - i), all = min64(at + i * q->step, b->n - 1) + 1;   // keys that all of them see
     float *o = q->o + (i0 + i) * q->ldo;
     const float *p = q->p + i * FM_PAGE;
-    w->mix(w->simd, o, q->ldo, rows, p + lo, FM_PAGE, b->v + lo * b->ldv, b->ldv, all - lo, b->dim_v);
+    w->mix(w->simd, o, q->ldo, rows, p + lo, FM_PAGE, b->v + lo * b->ldv, b->ldv, all - lo, b->dim_v,
+           i == 0 && next ? rest_of(b) : (asked){ 0 });
     for (int64_t r = 1; r < rows; r++) {
       int64_t more = min64(at + (i + r) * q->step, b->n - 1) + 1 - all;
       if (more > 0)
         w->mix(w->simd, o + r * q->ldo, q->ldo, 1, p + r * FM_PAGE + all, FM_PAGE, b->v + all * b->ldv, b->ldv,
-               more, b->dim_v);
+               more, b->dim_v, (asked){ 0 });
     }
   }
 }
@@ -380,14 +394,20 @@ static void absorb(const work *w, const decode_buf *t, const row_ref *r, int64_t
     for (int64_t f = 0, len; f < n; f += len) {
       len = run_length(r + f, n - f);
       w->mix(w->simd, q + f * ldq, ldq, len, a->q + pass_row(r + f) * a->ldq + head * qk + i, a->ldq, panel,
-             a->rank, k, a->rank);
+             a->rank, k, a->rank, (asked){ 0 });
     }
   }
 }
 
-/* All rows r[0..n) of one span over its pages: a page is read once for them. */
+/* A page that is read where it stands, or NULL. */
+static const float *in_place(const work *w, const fm_span *s, int64_t at) {
+  const fm_cache *k = w->a->cache;
+  return k->dtype == FM_F32 ? (const float *)(const void *)(k->base + s->pages[at / FM_PAGE] * k->page_stride) : NULL;
+}
+
+/* All rows r[0..n) of one span over its pages: a page is read once for them. after: the span that comes next, or NULL. */
 static void latent_attention(const work *w, const decode_buf *t, const row_ref *r, int64_t n, int64_t f0,
-                             int64_t heads) {
+                             int64_t heads, const fm_span *after) {
   const fm_attn *a = w->a;
   const fm_span *s = r->span;
   int64_t width = a->rank + a->rope, end = s->index + r[n - 1].i + 1;
@@ -395,7 +415,9 @@ static void latent_attention(const work *w, const decode_buf *t, const row_ref *
     block b = { .first = at, .n = min64(FM_PAGE, end - at), .dim_k = width, .dim_v = a->rank };
     b.k = b.v = page_rows(w, s, at / FM_PAGE, b.n, 0, width, t->page, &b.ldk);
     b.ldv = b.ldk;
-    for (int64_t i = 0; i < n; i++) {
+    if (at + FM_PAGE < end) b.next = in_place(w, s, at + FM_PAGE);
+    else if (after) b.next = in_place(w, after, after->first_key);
+    for (int64_t i = 0; i < n; i++, b.next = NULL) {
       int64_t f = (f0 + i) * heads;
       queries q = { .n = heads, .index = s->index + r[i].i, .first_key = s->first_key,
                     .q = t->q + f * width, .ldq = width, .o = t->o + f * a->rank, .ldo = a->rank,
@@ -420,7 +442,7 @@ static void decode_item(void *arg, int64_t item, int worker) {
   begin(&all, a->rank);
   for (int64_t f = 0, len; f < n; f += len) {
     for (len = 1; f + len < n && r[f + len].span == r[f].span; len++) {}
-    latent_attention(w, &t, r + f, len, f, heads);
+    latent_attention(w, &t, r + f, len, f, heads, f + len < n ? r[f + len].span : NULL);
   }
   finish(w, &all, a->rank);
   for (int64_t h = 0; h < heads; h++)

@@ -4,7 +4,10 @@
 #include "cpu/cpu.h"
 
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+enum { LARGE = 8 << 20 };                /* bytes worth large pages */
 
 static void cpu_close(fm_device *d) {
   fm_cpu *cpu = (fm_cpu *)d;
@@ -58,10 +61,22 @@ static fm_status cpu_pin(fm_device *d, const char *cpus, fm_error *err) {
   return fm_pool_pin(((fm_cpu *)d)->pool, cpus, err);
 }
 
+/* A cache is read all over: where the system has large pages, looking up where its rows stand costs less. A hint only. */
+static void in_large_pages(char *p, int64_t size) {
+#ifdef MADV_HUGEPAGE
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = ((uintptr_t)p + page - 1) / page * page;
+  uintptr_t end = ((uintptr_t)p + (uintptr_t)size) / page * page;
+  if (size >= LARGE) madvise((void *)from, end - from, MADV_HUGEPAGE);
+#else
+  (void)p, (void)size;
+#endif
+}
+
 static fm_status cpu_alloc(fm_device *d, void **out, int64_t size, fm_error *err) {
   void *p = fm_alloc(size);
   (void)d;
   if (!p) return fm_no_memory(err, size);
+  in_large_pages(p, size);
   *out = p;
   return FM_OK;
 }

@@ -12,7 +12,8 @@
 #include "base/pool.h"
 #include "op/backend.h"
 
-enum { FM_CPU_SCRATCH = 70 * 1024 };     /* floats of a worker's scratch */
+enum { FM_CPU_SCRATCH = 70 * 1024,       /* floats of a worker's scratch */
+       FM_CPU_NEXT = 3 };                /* rows of the next page that dots asks for with four of its own */
 
 typedef struct fm_cpu {
   fm_device device;          /* first */
@@ -29,6 +30,10 @@ typedef struct fm_simd {
      weights converted without theirs; NULL: none */
   void (*gemm)(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,
                const float *w, int64_t ldw, int64_t rows, int64_t k, const float *scale);
+  /* the same without scale, for keys; next: what will be read after them, or NULL: FM_CPU_NEXT rows, ldw apart, are asked for with
+     four of w */
+  void (*dots)(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,
+               const float *w, int64_t ldw, int64_t rows, int64_t k, const float *next);
   /* out[i*ldo + r] = dot(x[i], row r0 + r of w) for r < rows, straight from the stored form, few n (1..8) */
   void (*gemv)(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n,
                const fm_mat *w, int64_t r0, int64_t rows);

@@ -47,7 +47,7 @@ static inline V zero_below(V v, V x) { EACH(x.v[i] < -87 ? 0 : v.v[i]); }
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_plain = { "plain", LANES, gemm, gemv, convert, axpy, exp_sub, scale, scale_max };
+const fm_simd fm_simd_plain = { "plain", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max };
 
 const fm_simd *fm_simd_choose(void) {
 #if defined(__x86_64__)

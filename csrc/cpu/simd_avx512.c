@@ -70,7 +70,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, gemv, convert, axpy, exp_sub, scale, scale_max };
+const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -195,13 +195,14 @@ _Static_assert(GEMM_R == 4, "sums are folded by fours");
       gemm_tile(out + i * ldo + r, ldo, x + i * ldx, ldx, w + r * ldw, ldw, k, scale, 1, nr);            \
   } while (0)
 
-static void gemm_plain(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
-                       int64_t rows, int64_t k) {
+static void dots(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n, const float *w, int64_t ldw,
+                 int64_t rows, int64_t k, const float *next) {
   int64_t r = 0;
   for (; r + GEMM_R <= rows; r += GEMM_R) {
-    // a cache's page comes from memory: its rows are asked for well ahead
-    const char *ahead = (const char *)(w + (r + AHEAD) * ldw);
-    for (int64_t j = 0; j < GEMM_R * ldw * 4 && r + AHEAD < rows; j += 64) __builtin_prefetch(ahead + j);
+    // a cache's page comes from memory: its rows are asked for well ahead, or were while another page was used
+    const char *ahead = (const char *)(w + (r + AHEAD) * ldw), *other = (const char *)(next + r / GEMM_R * FM_CPU_NEXT * ldw);
+    for (int64_t j = 0; !next && j < GEMM_R * ldw * 4 && r + AHEAD < rows; j += 64) __builtin_prefetch(ahead + j);
+    for (int64_t j = 0; next && j < FM_CPU_NEXT * ldw * 4; j += 64) __builtin_prefetch(other + j, 0, 2);
     GEMM_ROWS(GEMM_R, NULL);
   }
   for (; r < rows; r++) GEMM_ROWS(1, NULL);
@@ -211,7 +212,7 @@ static void gemm(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n
                  int64_t rows, int64_t k, const float *scale) {
   int64_t r = 0;
   if (!scale) {
-    gemm_plain(out, ldo, x, ldx, n, w, ldw, rows, k);
+    dots(out, ldo, x, ldx, n, w, ldw, rows, k, NULL);
     return;
   }
   for (; r + GEMM_R <= rows; r += GEMM_R) GEMM_ROWS(GEMM_R, scale);
