@@ -75,6 +75,7 @@ $(BUILD)/libfathom.so: $(CORE)
 $(BUILD)/libfathom.a: $(CORE)
 	@rm -f $@
 	ar rcs $@ $^
+$(CTESTS): $(wildcard spec/c/*.h)
 $(BUILD)/test/%: spec/c/%.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
