@@ -41,6 +41,18 @@ describe("the module", function()
     os.remove(path)
   end)
 
+  it("has every name that it promises, and nil for others", function()
+    for name in ([[devices plan load tokenizer schema int list enum judge agent remote eval trace replay serve mock
+                   best_of vote reject history adopt]]):gmatch "%S+" do
+      assert.is_function(fathom[name], name)
+    end
+    for name in ("accuracy format language length judge"):gmatch "%S+" do assert.is_function(fathom.reward[name], name) end
+    assert.is_function(fathom.tools.lua)
+    assert.is_function(fathom.pin.test)
+    assert.is_function(fathom.balance.place)
+    assert.is_nil(fathom.no_such_name)
+  end)
+
   it("names its devices", function()
     local devices, reason = fathom.devices()
     assert.equal("cpu", devices[1].name)

@@ -50,9 +50,6 @@ local function fork_with(session, o)
   return fork
 end
 
-local known = sampling.merge({ system = options.is.string, messages = options.is.table }, sampling.known)
-known.n = nil
-
 --- A fresh conversation: of a model, a remote or a mock its own, of a session a fork with the options as defaults.
 -- @param b backend
 -- @param opts table|nil  those of model:session
@@ -61,7 +58,7 @@ known.n = nil
 function backend.session(b, opts)
   backend.check("backend.session", b)
   if not is_session(b) then return b:session(opts) end
-  return fork_with(b, options.check("backend.session", opts, known))
+  return fork_with(b, options.check("backend.session", opts, sampling.session))
 end
 
 --- Whether logits can be read here: a model of this process, or a session of one.

@@ -47,6 +47,7 @@ local lazy = {
   trace = function() return require("fathom.trace").open end,
   replay = function() return require("fathom.replay").run end,
   eval = function() return require("fathom.eval").run end,
+  pin = function() return require "fathom.pin" end,
   mock = function() return require("fathom.mock").new end,
   serve = function() return require("fathom.serve").serve end,
   remote = function() return require("fathom.remote").new end,

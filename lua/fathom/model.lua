@@ -12,9 +12,6 @@ local model = {}
 local methods = {}
 local is = options.is
 
-local stream_known = sampling.merge({}, sampling.known)
-stream_known.n = nil
-
 -- The engine of a model that is open; raises at the caller's line otherwise.
 local function engine_of(self)
   options.self("model", self, model.mt)
@@ -228,7 +225,7 @@ end
 -- @return iterator over piece, info (channel, ids, logprobs); raises err when it fails
 -- @usage for piece in model:stream(messages) do io.write(piece) end
 function methods:stream(prompt, opts)
-  local slot, err = generation(self, "model:stream", prompt, opts, stream_known)
+  local slot, err = generation(self, "model:stream", prompt, opts, sampling.turn)
   return (slot and slot_task(slot) or task.failed({ engine = self.engine }, err)):pieces()
 end
 

@@ -56,6 +56,15 @@ local function priority(v)
   return is.integer(v) and v >= -MAX_PRIORITY and v <= MAX_PRIORITY, ("an integer from -%d to %d"):format(MAX_PRIORITY, MAX_PRIORITY)
 end
 
+--- Lays options over defaults over more defaults.
+function sampling.merge(...)
+  local out = {}
+  for i = select("#", ...), 1, -1 do
+    for k, v in pairs((select(i, ...))) do out[k] = v end
+  end
+  return out
+end
+
 --- What goes to the sampler, name -> check.
 sampling.known = {
   max_tokens = is.count(0), temperature = not_negative, top_k = is.count(0), top_p = share, min_p = part,
@@ -66,6 +75,13 @@ sampling.known = {
   mtp = is.one_of(is.boolean, is.count(0), is.word "auto"), priority = priority,
   overflow = is.one_of(is.word("error", "shift"), is.callable), keep = is.count(0),
 }
+
+--- What one turn or stream takes: all but n.
+sampling.turn = sampling.merge({}, sampling.known)
+sampling.turn.n = nil
+
+--- What a conversation takes: its beginning, and defaults for every turn.
+sampling.session = sampling.merge({ system = is.string, messages = is.table }, sampling.turn)
 
 --- Defaults of a model, from its generation_config.json.
 function sampling.defaults(generation_config)
@@ -112,15 +128,6 @@ function sampling.core(o, sample, after)
     grammar = o.grammar, schema = o.schema and schema.text(o.schema), grammar_after = after,
     shift = o.overflow == "shift", keep = o.keep and math.tointeger(o.keep),
   }
-end
-
---- Lays options over defaults over more defaults.
-function sampling.merge(...)
-  local out = {}
-  for i = select("#", ...), 1, -1 do
-    for k, v in pairs((select(i, ...))) do out[k] = v end
-  end
-  return out
 end
 
 return sampling

@@ -14,12 +14,6 @@ local methods = {}
 local is = options.is
 local copy = json.copy
 
-local known = sampling.merge({ system = is.string, messages = is.table }, sampling.known)
-known.n = nil
-
-local ask_known = sampling.merge({}, sampling.known)
-ask_known.n = nil
-
 -- ---- life -----------------------------------------------------------------------------------------------
 
 local function new(engine, model, core, fields)
@@ -37,7 +31,7 @@ end
 
 --- Makes a session; called by model:session.
 function session.new(engine, model, opts)
-  local o = options.check("model:session", opts, known)
+  local o = options.check("model:session", opts, sampling.session)
   engine:check_options("model:session", o)
   local list = {}
   if o.system then list[1] = { role = "system", content = o.system } end
@@ -146,7 +140,7 @@ end
 -- @usage local task = session:ask "What is 17 + 25?"
 function methods:ask(turn, opts)
   check_open(self)
-  local o, drawn = turn_options(self, "session:ask", opts, ask_known)
+  local o, drawn = turn_options(self, "session:ask", opts, sampling.turn)
   local prepare, finished
   if is_ids(turn) then prepare = ids_turn(self, turn) else prepare, finished = message_turn(self, turn, o) end
   return task.new(self, o, { model = self.model, prepare = prepare, drawn = drawn, finished = function(t)
@@ -201,7 +195,7 @@ end
 
 -- A task that reads a prompt and says nothing: forks go on from there.
 local function read(self, what, turn, given)
-  local o = turn_options(self, what, sampling.merge({ max_tokens = 0 }, given), ask_known)
+  local o = turn_options(self, what, sampling.merge({ max_tokens = 0 }, given), sampling.turn)
   local said = new_messages(what, turn)
   return task.new(self, o, { model = self.model, prepare = function()
     return window.render(self.engine, append(self.list, said), o)
@@ -222,7 +216,7 @@ end
 -- @usage local point = assert(session:json("Where is it?", { schema = { x = "integer", y = "integer" } }))
 function methods:json(turn, opts)
   check_open(self)
-  local given = options.check("session:json", opts, ask_known)
+  local given = options.check("session:json", opts, sampling.turn)
   if given.grammar then options.raise "session:json: replies follow a schema here, not a grammar" end
   given.schema = given.schema or self.defaults.schema or {}
   local result, err = self:ask(turn, given):wait()

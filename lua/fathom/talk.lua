@@ -16,12 +16,6 @@ local methods = {}
 local is = options.is
 local copy = json.copy
 
-local known = sampling.merge({ system = is.string, messages = is.table }, sampling.known)
-known.n = nil
-
-local ask_known = sampling.merge({}, sampling.known)
-ask_known.n = nil
-
 -- ---- options ------------------------------------------------------------------------------------------------------
 
 -- Options that exclude each other; raises at the caller's line.
@@ -49,7 +43,7 @@ end
 --- Starts a conversation at a desk; called by a backend's session().
 -- @param what string  who is called, for messages: "mock:session"
 function talk.new(desk, what, opts)
-  local o = options.check(what, opts, known)
+  local o = options.check(what, opts, sampling.session)
   check_options(what, o)
   local list = {}
   if o.system then list[1] = { role = "system", content = o.system } end
@@ -113,8 +107,8 @@ end
 -- @usage local task = session:ask "What is 17 + 25?"
 function methods:ask(turn, opts)
   check_open(self)
-  local given = options.check("session:ask", opts, ask_known)
-  local o = talk.options("session:ask", given, ask_known, self:under(given))
+  local given = options.check("session:ask", opts, sampling.turn)
+  local o = talk.options("session:ask", given, sampling.turn, self:under(given))
   local said = new_messages("session:ask", turn)
   return job.new(self.engine, self, o, { drawn = self.drawn and not given.seed,
                                          prepare = function() return { messages = append(self.list, said) } end,
@@ -190,7 +184,7 @@ end
 -- @usage local point = assert(session:json("Where is it?", { schema = { x = "integer", y = "integer" } }))
 function methods:json(turn, opts)
   check_open(self)
-  local given = options.check("session:json", opts, ask_known)
+  local given = options.check("session:json", opts, sampling.turn)
   if given.grammar then options.raise "session:json: replies follow a schema here, not a grammar" end
   given.schema = given.schema or self.defaults.schema or {}
   local form = assert(json.decode(schema.text(given.schema)))
@@ -226,8 +220,6 @@ end
 
 -- ---- verbs of the backend itself -------------------------------------------------------------------------------
 
-local stream_known = ask_known
-
 -- A prompt as backends take it: { messages =, text = or ids = }.
 local function prompt_of(what, prompt)
   if type(prompt) == "string" then return { text = prompt } end
@@ -258,7 +250,7 @@ function talk.verbs(name)
   --- Generates in a loop of pieces; leaving the loop cancels.
   function verbs:stream(prompt, opts)
     self:check_open()
-    local o, drawn = talk.options(name .. ":stream", opts, stream_known)
+    local o, drawn = talk.options(name .. ":stream", opts, sampling.turn)
     local p = prompt_of(name .. ":stream", prompt)
     return job.new(self.engine, {}, o, { drawn = drawn, prepare = function() return p end }):pieces()
   end
