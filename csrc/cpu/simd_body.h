@@ -200,9 +200,9 @@ static void dots(float *out, int64_t ldo, const float *x, int64_t ldx, int64_t n
   int64_t r = 0;
   for (; r + GEMM_R <= rows; r += GEMM_R) {
     // a cache's page comes from memory: its rows are asked for well ahead, or were while another page was used
-    const char *ahead = (const char *)(w + (r + AHEAD) * ldw), *other = (const char *)(next + r / GEMM_R * FM_CPU_NEXT * ldw);
+    const char *ahead = (const char *)(next ? next + r / GEMM_R * FM_CPU_NEXT * ldw : w + (r + AHEAD) * ldw);
+    for (int64_t j = 0; next && j < FM_CPU_NEXT * ldw * 4; j += 64) __builtin_prefetch(ahead + j, 0, 2);
     for (int64_t j = 0; !next && j < GEMM_R * ldw * 4 && r + AHEAD < rows; j += 64) __builtin_prefetch(ahead + j);
-    for (int64_t j = 0; next && j < FM_CPU_NEXT * ldw * 4; j += 64) __builtin_prefetch(other + j, 0, 2);
     GEMM_ROWS(GEMM_R, NULL);
   }
   for (; r < rows; r++) GEMM_ROWS(1, NULL);
