@@ -10,12 +10,12 @@
    many keys the row sees and of the model's heads, so that a row's sum has one order whoever runs beside it. A part is rank
    floats for each head: with more heads there are fewer, for the sake of bytes. ---- */
 
-/* 16, 8 or 4 cuts are wanted, 128, 256 or 512 keys are the least, eight times that the most. */
-__host__ __device__ __forceinline__ int cuts_wanted(int heads) { return heads < 32 ? 16 : heads < 64 ? 8 : 4; }
+/* 16, 8, 4 or 2 cuts are wanted, 128, 256 or 512 keys are the least, 16,384 for all that are wanted the most. */
+__host__ __device__ __forceinline__ int cuts_wanted(int heads) { return heads < 32 ? 16 : heads < 64 ? 8 : heads < 128 ? 4 : 2; }
 
 /* Keys in a cut of a row that sees `seen`. */
 __host__ __device__ __forceinline__ int cut_width(int64_t seen, int heads) {
-  int wanted = cuts_wanted(heads), width = 2048 / wanted;
+  int wanted = cuts_wanted(heads), width = min(2048 / wanted, 512);
   while (width < 16384 / wanted && seen > (int64_t)wanted * width) width *= 2;
   return width;
 }
@@ -78,33 +78,66 @@ __device__ __forceinline__ void matrix4_turned(uint32_t (&r)[4], const void *p) 
 }
 
 /* Absorbed MLA by items: TILE (row, head) pairs of one span and one cut; tiles of the same keys are neighbours. Rows of a span
-   whose cuts have another width count as another span. */
+   whose cuts have another width count as another span. By whole warps: a lane counts the items of a span. */
 template <int TILE> struct mla_items {
-  int64_t next, before;                  /* the item wanted; items before this place */
-  int span, row;                         /* the place: row of the span */
+  int64_t next, before;                  /* the item wanted; items before the 32 spans that are looked at */
+  int first_span, upto;                  /* the first of these; items of this lane's span and of those of them before it */
+  bool counted;
   /* what find found */
+  int span, row;                         /* the span and the row of it that the tile's pairs are counted from */
   int first, pairs;                      /* of the tile: its first pair counted from (row, head 0), how many there are */
   int cut;
   int64_t begin, end;                    /* keys of the cut that some pair of the tile sees; none: begin >= end */
 
+  struct run { int rows, width, tiles, cuts; };                  /* rows whose cuts have one width */
+  static __device__ run run_from(const attn &a, const fm_span &s, int row) {
+    run r;
+    int64_t last = s.index + s.n;        // what the last one sees
+    int wanted = cuts_wanted(a.heads);
+    r.width = cut_width(s.index + row + 1, a.heads);
+    if (r.width < 16384 / wanted) last = min(last, (int64_t)wanted * r.width);
+    r.rows = (int)(last - s.index) - row, r.tiles = (r.rows * a.heads + TILE - 1) / TILE, r.cuts = (int)((last + r.width - 1) / r.width);
+    return r;
+  }
+  static __device__ int items_of(const attn &a, const fm_span &s) {
+    int n = 0;
+    for (int row = 0; row < s.n;) {
+      run r = run_from(a, s, row);
+      n += r.tiles * r.cuts, row += r.rows;
+    }
+    return n;
+  }
+
+  __device__ void place(const attn &a, int at) {
+    const fm_span &s = a.s.span[span];
+    run r;
+    for (row = 0;; row += r.rows, at -= r.tiles * r.cuts) {
+      r = run_from(a, s, row);
+      if (at < r.tiles * r.cuts) break;
+    }
+    cut = at / r.tiles, first = at % r.tiles * TILE, pairs = min(r.rows * a.heads - first, TILE);
+    begin = (int64_t)cut * r.width, end = min(begin + r.width, s.index + row + (first + pairs - 1) / a.heads + 1);
+    begin = max(begin, s.first_key / FM_PAGE * FM_PAGE);
+  }
+
   /* False behind the last item. */
   __device__ bool find(const attn &a) {
-    for (; span < a.s.n; span++, row = 0) {
-      const fm_span &s = a.s.span[span];
-      while (row < s.n) {
-        int64_t last = s.index + s.n;        // of rows with cuts of this width: what the last one sees
-        int width = cut_width(s.index + row + 1, a.heads), wanted = cuts_wanted(a.heads);
-        if (width < 16384 / wanted) last = min(last, (int64_t)wanted * width);
-        int rows = (int)(last - s.index) - row, all = rows * a.heads;
-        int tiles = (all + TILE - 1) / TILE, cuts = (int)((last + width - 1) / width), at = (int)(next - before);
-        if (next - before < (int64_t)tiles * cuts) {
-          cut = at / tiles, first = at % tiles * TILE, pairs = min(all - first, TILE);
-          begin = (int64_t)cut * width, end = min(begin + width, s.index + row + (first + pairs - 1) / a.heads + 1);
-          begin = max(begin, s.first_key / FM_PAGE * FM_PAGE);
-          return true;
+    int lane = threadIdx.x & 31;
+    for (; first_span < a.s.n; before += __shfl_sync(~0u, upto, 31), first_span += 32, counted = false) {
+      if (!counted) {
+        upto = first_span + lane < a.s.n ? items_of(a, a.s.span[first_span + lane]) : 0;
+        for (int o = 1; o < 32; o *= 2) {
+          int left = __shfl_up_sync(~0u, upto, o);
+          if (lane >= o) upto += left;
         }
-        before += (int64_t)tiles * cuts, row += rows;
+        counted = true;
       }
+      unsigned behind = __ballot_sync(~0u, next - before < upto);
+      if (!behind) continue;
+      int l = __ffs(behind) - 1, ahead = __shfl_sync(~0u, upto, (l - 1) & 31);
+      span = first_span + l;
+      place(a, (int)(next - before) - (l > 0 ? ahead : 0));
+      return true;
     }
     return false;
   }

@@ -1,8 +1,8 @@
 /*
 ** mla.cu - the parts of absorbed MLA on Hopper: scores, softmax and sums of one cut of a sequence, wgmma.
 **
-** A block (persistent) takes items: TILE (row, head) pairs of one span and one cut. One thread asks the copy engine for the
-** queries of the next items and for pages of 64 keys, over the ends of items. Two warpgroups share the work on every page:
+** A block (persistent) takes items: TILE (row, head) pairs of one span and one cut. A warp finds them, some ahead; one thread asks
+** the copy engine for the queries of the next items and for pages of 64 keys, over the ends of items. Two warpgroups share the work on every page:
 ** the page's owner (they take turns) makes the scores of all pairs and their softmax and leaves the weights to the other; each
 ** of them sums one half of the latent columns. While one makes weights the tensor cores work for the other.
 **
@@ -104,11 +104,16 @@ struct job {                             /* an item, as the warpgroups need it; 
   int64_t pair; int cut;                 /* where its parts go */
 };
 
+/* An item as it was found, ahead of its turn. */
+constexpr int AHEAD = 4, MOST_PAGES = 8192 / FM_PAGE;            /* of the widest cut there is */
+struct found { job j; int old; int number[MOST_PAGES]; };      /* old: pages that hold no row of this pass; where the pages stand */
+
 /* Half h of a page is columns 256 h .. 256 h + 255, summed by warpgroup h. The rotary columns travel with the half of the
    warpgroup that does not own the page: it is the last to read what stands there. */
 struct state {
-  uint64_t q_full[4], q_empty[4], full[2][2], empty[2][2], weights[2];
+  uint64_t q_full[4], q_empty[4], full[2][2], empty[2][2], weights[2], sums, known[AHEAD], free[AHEAD];
   job jobs[4];
+  found ahead[AHEAD];
   float top[2][64], keep[2][64];         /* after page p of parity g: maximum, and what older sums are multiplied by */
   float sum[2][64];                      /* of item i of parity g: warpgroup 1's sums of weights */
 };
@@ -119,6 +124,33 @@ template <int TILE, bool PAIR> struct form {
   static constexpr int SLOTS = 64 / TILE, BLOCKS = PAIR ? 2 : 1;
   static constexpr int Q_BOX = TILE * 128, QUERIES = 9 * Q_BOX;
 };
+
+/* ---- a warp that finds items, ahead of the thread that asks for their pages ---- */
+
+template <int TILE, bool PAIR> __device__ void find_items(const attn &a, state *b) {
+  using f = form<TILE, PAIR>;
+  int lane = threadIdx.x & 31, rank = PAIR ? cluster_rank() : 0;
+  uint32_t n = 0;
+  mla_items<TILE * f::BLOCKS> it = { (int64_t)blockIdx.x / f::BLOCKS };
+  for (bool there = true; there; it.next += gridDim.x / f::BLOCKS) {
+    there = it.find(a);
+    if (there && it.end <= it.begin) continue;
+    found &to = b->ahead[n % AHEAD];
+    bar_wait(&b->free[n % AHEAD], (n / AHEAD & 1) ^ 1);
+    if (there) {
+      const fm_span &s = a.s.span[it.span];
+      const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta) + it.begin / FM_PAGE;
+      int first = it.first + rank * TILE, row = it.row + first / a.heads, n_pages = (int)((it.end - it.begin + 63) / 64);
+      for (int p = lane; p < n_pages; p += 32) to.number[p] = pages[p];
+      if (lane == 0) {
+        to.old = (int)max((s.index - it.begin) / FM_PAGE, (int64_t)0);
+        to.j = { n_pages, PAIR ? TILE : it.pairs, first % a.heads, (int)(s.index + row - it.begin),
+                 (int)max(s.first_key - it.begin, (int64_t)0), (int)(it.end - it.begin), (s.row + it.row - a.row0) * a.heads + first, it.cut };
+      }
+    } else if (lane == 0) to.j.pages = -1;
+    bar_arrive(&b->known[n++ % AHEAD]);
+  }
+}
 
 /* ---- the asking thread ---- */
 
@@ -144,35 +176,31 @@ __device__ void fetch(const attn &a, char *q, char *page, state *b, const CUtens
 #ifdef HOPPER
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
 #endif
-  mla_items<TILE * f::BLOCKS> it = { (int64_t)blockIdx.x / f::BLOCKS, 0, 0, 0 };
   bool waited = false;
-  for (; it.find(a); it.next += gridDim.x / f::BLOCKS) {
-    if (it.end <= it.begin) continue;
-    const fm_span &s = a.s.span[it.span];
-    const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta) + it.begin / FM_PAGE;
-    int slot = n % f::SLOTS, first = it.first + rank * TILE, row = it.row + first / a.heads;
+  for (;; n++) {
+    const found &it = b->ahead[n % AHEAD];
+    int slot = n % f::SLOTS, p = 0, n_pages;
+    bar_wait(&b->known[n % AHEAD], n / AHEAD & 1);
     bar_wait(&b->q_empty[slot], (n / f::SLOTS & 1) ^ 1);
-    b->jobs[slot] = { (int)((it.end - it.begin + 63) / 64), PAIR ? TILE : it.pairs, first % a.heads, (int)(s.index + row - it.begin),
-                      (int)max(s.first_key - it.begin, (int64_t)0), (int)(it.end - it.begin),
-                      (s.row + it.row - a.row0) * a.heads + first, it.cut };
-    int p = 0, n_pages = b->jobs[slot].pages, old = waited ? 0 : min(2, (int)((s.index - it.begin) / FM_PAGE));
+    b->jobs[slot] = it.j;
+    n_pages = it.j.pages;
+    if (n_pages < 0) break;
     auto ask = [&] {
-      int number = pages[p];
-      for (int h = 0; h < 2; h++) ask_half<PAIR>(page, b, km, turn, (turn & 1) ^ h, rank, number, policy);  // as they become free
+      for (int h = 0; h < 2; h++) ask_half<PAIR>(page, b, km, turn, (turn & 1) ^ h, rank, it.number[p], policy);  // as they become free
       p++, turn++;
     };
-    while (p < old && p < n_pages) ask();
-    if (!waited) fm_wait();
+    if (!waited) {
+      while (p < 2 && p < it.old && p < n_pages) ask();
+      fm_wait();
+    }
     waited = true;
     bar_expect(&b->q_full[slot], f::QUERIES);
     for (int i = 0; i < 9; i++)
-      box2(q + slot * f::QUERIES + i * f::Q_BOX, qm, &b->q_full[slot], i * 64, (int)b->jobs[slot].pair);
+      box2(q + slot * f::QUERIES + i * f::Q_BOX, qm, &b->q_full[slot], i * 64, (int)it.j.pair);
     while (p < n_pages) ask();
-    n++;
+    bar_arrive(&b->free[n % AHEAD]);
   }
   if (!waited) fm_wait();
-  bar_wait(&b->q_empty[n % f::SLOTS], (n / f::SLOTS & 1) ^ 1);
-  b->jobs[n % f::SLOTS].pages = -1;
   bar_arrive(&b->q_full[n % f::SLOTS]);
 }
 
@@ -329,7 +357,8 @@ template <int TILE, bool PAIR> __device__ void attend(const attn &a, char *q, ch
       x.sum[e] += __shfl_xor_sync(~0u, x.sum[e], 2);
       if (group == 1 && x.t == 0) b->sum[item & 1][x.r + e * 8] = x.sum[e];
     }
-    asm volatile("bar.sync 1, 256;" ::: "memory");
+    if (group == 1) bar_arrive(&b->sums);
+    else bar_wait(&b->sums, item & 1);
 #pragma unroll
     for (int e = 0; e < 2; e++) {
       if (x.r + e * 8 >= j.pairs) continue;
@@ -354,6 +383,8 @@ __global__ void __launch_bounds__(384, 1) mla_kernel(const __grid_constant__ att
     for (int i = 0; i < 4; i++) bar_init(&b->q_full[i], 1), bar_init(&b->q_empty[i], 8);
     for (int i = 0; i < 4; i++) bar_init(&b->full[i / 2][i % 2], 1), bar_init(&b->empty[i / 2][i % 2], PAIR ? 8 : 4);
     for (int i = 0; i < 2; i++) bar_init(&b->weights[i], 128);
+    bar_init(&b->sums, 128);
+    for (int i = 0; i < AHEAD; i++) bar_init(&b->known[i], 32), bar_init(&b->free[i], 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   if (PAIR) cluster_sync();
@@ -362,6 +393,7 @@ __global__ void __launch_bounds__(384, 1) mla_kernel(const __grid_constant__ att
   if (threadIdx.x >= 256) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 56;");
     if (threadIdx.x == 256) fetch<TILE, PAIR>(a, q, page, b, &qm, &km);
+    if (threadIdx.x / 32 == 9) find_items<TILE, PAIR>(a, b);
   } else {
     fm_wait();
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");

@@ -362,6 +362,7 @@ static double run_attention(fm_status (*fn)(fm_ctx *, const fm_attn *), const si
   return off;
 }
 
+static const char *words = "";
 static void test_attention(void) {
   static const sizes lite = { 16, 0, 128, 64, 128, 512 }, v3 = { 128, 0, 128, 64, 128, 512 }, pocket = { 8, 0, 32, 16, 32, 128 };
   static const sizes twenty = { 20, 0, 128, 64, 128, 512 };
@@ -397,6 +398,7 @@ static void test_attention(void) {
     { "mla_prompt bf16, V2-Lite's sizes, f8", fm_op_mla_prompt, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, prompts, 5 } };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     bool alone = true;
+    if (!strstr(cases[i].name, words)) continue;
     gpu.arithmetic = cases[i].arithmetic;
     gpu.generated = cases[i].fn == fm_op_mla_decode;
     double off = run_attention(cases[i].fn, cases[i].z, cases[i].kt, cases[i].cache, cases[i].at, cases[i].n, &alone);
@@ -623,7 +625,8 @@ static void test_memory(void) {
   release();
 }
 
-/* usage: cuda_test [group]: one group alone, for tools that watch every access and take their time */
+/* usage: cuda_test [group [words]]: one group alone, of attention the cases whose names hold these words, for tools that watch every
+   access and take their time */
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
     { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention },
@@ -637,6 +640,7 @@ int main(int argc, char **argv) {
     printf("# %s\n", err.message);
     return 2;
   }
+  if (argc > 2) words = argv[2];
   for (size_t i = 0; i < sizeof group / sizeof *group; i++)
     if (argc < 2 || strcmp(argv[1], group[i].name) == 0) group[i].run();
   fm_ctx_close(&gpu);
