@@ -75,7 +75,7 @@ $(BUILD)/libfathom.so: $(CORE)
 $(BUILD)/libfathom.a: $(CORE)
 	@rm -f $@
 	ar rcs $@ $^
-$(CTESTS): $(wildcard spec/c/*.h)
+$(addprefix $(BUILD)/test/,attention_test row_test experts_test refusal_test): spec/c/op_test.h
 $(BUILD)/test/%: spec/c/%.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
