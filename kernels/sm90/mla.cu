@@ -77,7 +77,7 @@ __device__ __forceinline__ void cluster_sync() {
 }
 __device__ __forceinline__ void bar_arrive_at(uint64_t *b, uint32_t rank) {
 #ifdef HOPPER
-  asm volatile("{ .reg .b32 r; mapa.shared::cluster.u32 r, %0, %1;\nmbarrier.arrive.release.cluster.shared::cluster.b64 _, [r]; }"
+  asm volatile("{ .reg .b32 r; mapa.shared::cluster.u32 r, %0, %1;\nmbarrier.arrive.shared::cluster.b64 _, [r]; }"
                :: "r"(at_shared(b)), "r"(rank) : "memory");
 #endif
 }
