@@ -235,31 +235,54 @@ void fm_cuda_forget(fm_cuda *d) {
   d->graphs = NULL;
 }
 
-enum { GRAPHS = 256 };                   /* noted passes kept: batches of many sizes would fill the memory */
+enum { GRAPHS = 64, KEYS = 512 };        /* passes noted, and sizes remembered: batches of many sizes would fill the memory */
 
+/* The pass of this key, brought to the front; NULL: it was not met, or long ago. */
+static fm_graph *find(fm_cuda *d, const int64_t key[8]) {
+  fm_graph **at = &d->graphs, *g;
+  while (*at && memcmp((*at)->key, key, sizeof (*at)->key) != 0) at = &(*at)->next;
+  g = *at;
+  if (!g) return NULL;
+  *at = g->next;
+  g->next = d->graphs;
+  return d->graphs = g;
+}
+
+/* Forgets those that were used longest ago. */
+static fm_status trim(fm_ctx *c, fm_cuda *d) {
+  int keys = 0, graphs = 0;
+  for (fm_graph **at = &d->graphs, *g; (g = *at);) {
+    graphs += g->exec != NULL;
+    if (g->exec && graphs > GRAPHS) {
+      TRY(fm_cuda_sync(d, &c->err, "the work before a pass"));
+      cudaGraphExecDestroy(g->exec);
+      g->exec = NULL;
+    }
+    if (++keys <= KEYS) {
+      at = &g->next;
+      continue;
+    }
+    *at = g->next;
+    if (g->exec) cudaGraphExecDestroy(g->exec);
+    free(g);
+  }
+  return FM_OK;
+}
+
+/* A size that is met for the second time is noted; once is no habit. */
 static fm_status cuda_record(fm_ctx *c, const int64_t key[8], bool *known) {
   fm_cuda *d = fm_cuda_of(c);
-  fm_graph *g = d->graphs;
-  int n = 0;
+  fm_graph *g = find(d, key);
   cudaSetDevice(d->index);
-  for (; g && memcmp(g->key, key, sizeof g->key) != 0; g = g->next) n++;
-  *known = g != NULL;
-  if (!g) {
-    if (n >= GRAPHS) {                   // all of them: sizes that are met again are noted again
-      TRY(fm_cuda_sync(d, &c->err, "the work before a pass"));
-      fm_cuda_forget(d);
-    }
-    g = (fm_graph *)calloc(1, sizeof *g);
-    if (!g) return fm_no_memory(&c->err, sizeof *g);
-    memcpy(g->key, key, sizeof g->key);
-    fm_status status = fm_cuda_check(&c->err, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal), "noting a pass");
-    if (status != FM_OK) {
-      free(g);
-      return status;
-    }
-  }
+  *known = g && g->exec;
   d->noting = g;
-  return FM_OK;
+  if (g) return g->exec ? FM_OK : fm_cuda_check(&c->err, cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal), "noting a pass");
+  g = (fm_graph *)calloc(1, sizeof *g);
+  if (!g) return fm_no_memory(&c->err, sizeof *g);
+  memcpy(g->key, key, sizeof g->key);
+  g->next = d->graphs;
+  d->graphs = g;
+  return trim(c, d);
 }
 
 static fm_status end_noting(fm_ctx *c, fm_cuda *d, fm_graph *g) {
@@ -267,27 +290,23 @@ static fm_status end_noting(fm_ctx *c, fm_cuda *d, fm_graph *g) {
   fm_status status = fm_cuda_check(&c->err, cudaStreamEndCapture(d->stream, &graph), "noting a pass");
   if (status == FM_OK) status = fm_cuda_check(&c->err, cudaGraphInstantiate(&g->exec, graph, 0), "making a graph");
   if (graph) cudaGraphDestroy(graph);
-  if (status != FM_OK) {
-    free(g);
-    return status;
-  }
-  g->next = d->graphs;
-  d->graphs = g;
-  return FM_OK;
+  return status == FM_OK ? trim(c, d) : status;
+}
+
+static void drop_noting(fm_cuda *d) {
+  cudaGraph_t graph = NULL;
+  cudaStreamEndCapture(d->stream, &graph);
+  if (graph) cudaGraphDestroy(graph);
+  cudaGetLastError();
 }
 
 static fm_status cuda_play(fm_ctx *c, bool good) {
   fm_cuda *d = fm_cuda_of(c);
   fm_graph *g = d->noting;
   d->noting = NULL;
+  if (!g) return FM_OK;                  // run as it was asked for
   if (!good) {
-    cudaGraph_t graph = NULL;
-    if (!g->exec) {
-      cudaStreamEndCapture(d->stream, &graph);
-      if (graph) cudaGraphDestroy(graph);
-      cudaGetLastError();
-      free(g);
-    }
+    if (!g->exec) drop_noting(d);
     return FM_OK;
   }
   if (!g->exec) TRY(end_noting(c, d, g));

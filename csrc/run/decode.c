@@ -58,7 +58,7 @@ bool fm_decode_choose(fm_model *m) {
     if (status == FM_OK) left -= w->now.seg[w->now.n - 1].n;
     else if (status != FM_ELIMIT) fm_task_fail_own(t);
   }
-  fm_draft_pace(m, w->now.n);
+  fm_draft_pace(m);
   return w->now.n > 0;
 }
 

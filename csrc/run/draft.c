@@ -1,100 +1,43 @@
 /*
-** draft.c - drafts of the MTP layer, depth by depth, and how many of them pay.
-**
-** "auto" compares, for each depth k, the ids that a step is expected to bring, 1 + p + .. + p^k for a share p of right drafts,
-** with what it costs: a decoding pass of n (1 + k) rows and k drafting passes of n. Costs are those of passes that were run, by
-** rows; one that was not is taken to cost what fewer rows did, so that it is tried. Costs waver by some percent, so drafts have to
-** promise more than that; and a look at another depth that changes nothing is followed by a longer time without.
+** draft.c - drafts of the MTP layer, depth by depth. While "auto" makes none, the states of a session's last steps are kept, so that it
+** may draft again; behind a longer time without, drafts of the same reply would see too little to be worth it.
 */
 #include <string.h>
 
 #include "run/engine.h"
 
 enum {
-  PROBE = 256, PROBE_MOST = 8192,        /* decoding passes after which "auto" looks at one draft more or less: at first, at most, */
-  LOOK = 12,                             /* and for how many; */
-  SIGHT = 8                              /* drafts made with fewer MTP rows in sight, behind a gap, do not count */
+  LATE = 24,                             /* states kept */
+  SIGHT = 8                              /* drafts made with fewer MTP rows in sight, or not half of all, do not count */
 };
 
-/* ---- what passes cost ------------------------------------------------------------------------------ */
-
-/* 1, 2, 3, 4, 6, 8, 12, ... rows have an entry each; others count with the next smaller. */
-static int slot_of(int64_t rows) {
-  int64_t low = 1;
-  int i = 0;
-  for (; low * 2 <= rows && i < 14; low *= 2) i += low == 1 ? 1 : 2;
-  return i + (low > 1 && rows >= low + low / 2 && i < 15);
-}
-
-static int64_t rows_of(int slot) {
-  if (slot == 0) return 1;
-  int64_t low = (int64_t)2 << (slot - 1) / 2;
-  return slot % 2 ? low : low + low / 2;
-}
-
-void fm_draft_measure(fm_model *m, bool draft, int64_t n, double ms) {
-  int slot = slot_of(n);
-  fm_mean_add(&m->pace.pass_ms[draft][slot], ms * (double)rows_of(slot) / (double)n, 0.1);
-}
-
-static double cost(const fm_model *m, bool draft, int64_t rows) {
-  int slot = slot_of(rows), known = slot;
-  while (known > 0 && m->pace.pass_ms[draft][known] <= 0) known--;
-  double ms = m->pace.pass_ms[draft][known];
-  return known == slot ? ms * (double)rows / (double)rows_of(slot) : ms;
-}
-
 void fm_draft_accepted(fm_model *m, const fm_task *t, int64_t drafted, int64_t accepted) {
-  fm_pace *p = &m->pace;
   m->stats.drafted += drafted;
   m->stats.accepted += accepted;
-  if (t->s->kv.mtp_len - t->s->kv.mtp_first < SIGHT) return;
-  // drafts behind the first wrong one say nothing
-  for (int64_t i = 0; i < drafted && i <= accepted; i++) p->accept += 0.02 * ((i < accepted) - p->accept);
+  int64_t sight = t->s->kv.mtp_len - t->s->kv.mtp_first;
+  if (sight >= SIGHT && 2 * sight >= t->s->kv.mtp_len) fm_depth_right(&m->depth, drafted, accepted);
 }
 
-/* Ids a millisecond of a step of n tasks with k drafts each. */
-static double speed(const fm_model *m, int64_t n, int k) {
-  double ids = 1, part = 1, ms = cost(m, false, n * (1 + k));
-  for (int i = 0; i < k; i++) ids += part *= m->pace.accept;
-  ms += k * cost(m, true, n);
-  return ms > 0 ? (double)n * ids / ms : 0;
+/* States that the MTP layer has missed before `index` are at hand, *n of them; false: some are gone. */
+static bool caught_up(const fm_session *s, int64_t index, int64_t *n) {
+  *n = index - s->kv.mtp_len;
+  return *n == 0 || (*n == s->n_late && s->late_at == s->kv.mtp_len);
 }
 
-/* The depth that promises most for n tasks: any drafts at all, a twentieth more than none. */
-static int best_depth(const fm_model *m, int64_t n) {
-  int best = 0;
-  double most = 1.05 * speed(m, n, 0);
-  for (int k = 1; k <= FM_AUTO_DRAFTS; k++) {
-    double now = speed(m, n, k);
-    if (now > most) best = k, most = now;
-  }
-  return best;
-}
+static bool is_auto(const fm_task *t) { return t && t->o.mtp == FM_MTP_AUTO; }
 
-void fm_draft_pace(fm_model *m, int64_t n) {
-  fm_pace *p = &m->pace;
-  if (!m->drafts || !n) return;
-  int best = best_depth(m, n);
-  if (best != p->best || !p->gap) p->gap = PROBE;
-  p->best = best;
-  if (p->look) {
-    p->look--;
-  } else if (++p->since >= p->gap) {
-    p->since = 0;
-    p->gap = p->gap * 2 < PROBE_MOST ? p->gap * 2 : PROBE_MOST;
-    p->look = LOOK;
-  }
-  p->depth = p->look ? best + (best < FM_AUTO_DRAFTS ? 1 : -1) : best;
+void fm_draft_pace(fm_model *m) {
+  const fm_batch *b = &m->work.now;
+  int64_t able = 0, late;
+  for (int64_t i = 0; m->drafts && i < b->n; i++) able += is_auto(b->task[i]) && caught_up(b->task[i]->s, b->seg[i].index + 1, &late);
+  fm_depth_choose(&m->depth, b->n, able);
 }
-
-/* ---- drafts ------------------------------------------------------------------------------------------ */
 
 /* How many drafts are worth making for the task's next step. */
 static int64_t wanted(const fm_task *t) {
   int64_t room = t->max_tokens - t->usage.completion - 1;
   int64_t space = t->s->m->ctx - t->s->n - 1;
-  int64_t want = t->o.mtp == FM_MTP_AUTO ? t->s->m->pace.depth : t->o.mtp;
+  int64_t want = t->o.mtp == FM_MTP_AUTO ? t->s->m->depth.now : t->o.mtp;
   want = want < room ? want : room;
   want = want < space ? want : space;
   if (t->guide && t->n_draft && fm_guide_over(t->guide, FM_AHEAD)) want = t->n_draft;    // the document ends there
@@ -108,15 +51,34 @@ fm_status fm_draft_lay_out(fm_task *t) {
   return FM_OK;
 }
 
+/* Keeps n states of indices from `index` - 1 on, behind those that are kept. */
+static fm_status come_later(fm_session *s, const float *h, int64_t index, int64_t n, fm_error *err) {
+  int64_t d = s->m->cfg.hidden_size, late;
+  if (!caught_up(s, index, &late) || late + n > LATE) return FM_OK;
+  if (!s->late && !(s->late = fm_array(LATE * d, sizeof *s->late))) return fm_no_memory(err, LATE * d * (int64_t)sizeof *s->late);
+  memcpy(s->late + late * d, h, (size_t)(n * d) * sizeof *h);
+  s->n_late = late + n;
+  s->late_at = index - late;
+  return FM_OK;
+}
+
 fm_status fm_draft_begin(fm_model *m, fm_task *t, const float *h, int64_t n) {
   fm_session *s = t->s;
-  int64_t index = s->n - n;
+  fm_batch *then = &m->work.then;
+  int64_t index = s->n - n, d = m->cfg.hidden_size, late;
+  bool whole = caught_up(s, index, &late);
   t->n_draft = 0;
-  if (!wanted(t)) return FM_OK;
+  if (!wanted(t)) return is_auto(t) ? come_later(s, h, index, n, &t->err) : FM_OK;
+  if (!whole && is_auto(t)) return FM_OK;
+  if (!whole) s->kv.mtp_first = index, late = 0;           // a gap: start over behind it
+  index -= late;
   if (fm_session_reserve(s, index, s->n, &t->err) != FM_OK) return FM_OK;      // no drafts, no harm
-  if (s->kv.mtp_len != index) s->kv.mtp_first = index;     // a gap: start over behind it
-  fm_seg seg = { .seq = &s->kv, .index = index, .n = n, .role = FM_GENERATED, .n_logits = 1 };
-  return fm_batch_add_mtp(&m->work.then, t, seg, h, n, m->cfg.hidden_size);
+  fm_seg seg = { .seq = &s->kv, .index = index, .n = n + late, .role = FM_GENERATED, .n_logits = 1 };
+  if (!late) return fm_batch_add_mtp(then, t, seg, h, n, d);
+  TRY(fm_batch_add_mtp(then, t, seg, s->late, late, d));
+  memcpy(then->h + then->n_h * d, h, (size_t)(n * d) * sizeof *h);
+  then->n_h += n;
+  return FM_OK;
 }
 
 /* The next draft of a task; a guide runs ahead along them. */

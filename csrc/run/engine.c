@@ -110,7 +110,7 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   m->mtp_auto = o->mtp == FM_MTP_AUTO;
   m->chunk = l->s.chunk;
   m->budget = l->s.budget;
-  m->pace.accept = 0.5;
+  fm_depth_begin(&m->depth);
   m->c.arithmetic = l->s.arithmetic;
   m->c.debug |= o->debug;
   m->c.loose = o->nondeterministic;

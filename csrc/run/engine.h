@@ -29,6 +29,7 @@ struct fm_session {
   fm_node *node;                         /* last whole page of the prefix tree that the sequence runs through; NULL: none */
   float *h;                              /* (hidden_size) final-normed state of index kv.len - 1 */
   bool h_valid;
+  float *late; int64_t n_late, late_at;  /* states of indices late_at .., n_late of them, whose MTP rows were not made: see draft.c */
   bool inexact;                          /* rows are not what ids and roles alone give: never to be shared with other sessions */
   int64_t keep, dropped;                 /* ids [keep, keep + dropped) of the history are gone: a shifted window */
   uint64_t dropped_sum;                  /* fm_fnv of the gone ids */
@@ -82,15 +83,22 @@ typedef struct fm_work {
   uint64_t call;                         /* of fm_model_step in which it began */
 } fm_work;
 
-/* What passes have cost, to say how many rows fit a slice and how many drafts pay. */
+enum { FM_PASS_ROWS = 256 };             /* passes of more rows cost by the row */
+
+typedef struct fm_pass_cost { double ms; int n; } fm_pass_cost;   /* n: how many were run, as far as that matters */
+
+/* How many drafts pay: see depth.c. */
+typedef struct fm_depth {
+  fm_pass_cost cost[2][FM_PASS_ROWS + 1];/* by rows: decoding, drafting */
+  double right[FM_AUTO_DRAFTS];          /* share of right ones among the k-th drafts behind right ones; 0: not known */
+  int now, age, gap;                     /* drafts a step; steps since costs were learnt anew, and between two such times */
+} fm_depth;
+
+/* What passes have cost, to say how many rows fit a slice. */
 typedef struct fm_pace {
   double slice_ms[FM_DRAFT + 1][FM_SETTLING + 1];   /* a slice, by kind and stage of the work */
   double row_ms[2];                      /* one row in one slice: of prompts, of decoding; 0: not known */
   double key_rows;                       /* what a cached token costs each pass of a prompt behind it, in rows: see fm_sched_keys */
-  double pass_ms[2][16];                 /* a whole pass by rows (draft.c): decoding, drafting */
-  double accept;                         /* share of drafts that were right */
-  int depth, best;                       /* drafts a step that "auto" makes now; that seem best, which a look may differ from */
-  int since, gap, look;                  /* decodings since the last look, between two, left of this one */
 } fm_pace;
 
 struct fm_model {
@@ -118,6 +126,7 @@ struct fm_model {
   double slice_ms;                       /* how long a slice may be; 0: as long as it likes */
   fm_work work;
   fm_pace pace;
+  fm_depth depth;
   fm_stats stats;
 };
 
@@ -244,11 +253,18 @@ int64_t   fm_decode_draw(fm_model *m, fm_task *t, int64_t first_row);
 fm_status fm_draft_begin(fm_model *m, fm_task *t, const float *h, int64_t n);
 /* Makes ids[s->n ..] hold the task's drafts, so that histories are one array. */
 fm_status fm_draft_lay_out(fm_task *t);
-/* Chooses how many drafts "auto" makes for a step of n tasks. */
-void      fm_draft_pace(fm_model *m, int64_t n);
-/* Notes what a completed pass of decoding (its rows) or drafting (its tasks) cost. */
-void      fm_draft_measure(fm_model *m, bool draft, int64_t n, double ms);
+/* Chooses how many drafts "auto" makes for the step that is put together. */
+void      fm_draft_pace(fm_model *m);
 /* Notes how many drafts of a task were right. */
 void      fm_draft_accepted(fm_model *m, const fm_task *t, int64_t drafted, int64_t accepted);
+
+/* ---- depth.c ---- */
+void      fm_depth_begin(fm_depth *d);
+/* Notes what a completed pass of decoding (its rows) or drafting (its tasks) cost. */
+void      fm_depth_cost(fm_depth *d, bool draft, int64_t rows, double ms);
+/* Notes that the first `accepted` of a task's drafts were right. */
+void      fm_depth_right(fm_depth *d, int64_t drafted, int64_t accepted);
+/* Drafts for a step of n tasks, of which `able` can make some. */
+int       fm_depth_choose(fm_depth *d, int64_t n, int64_t able);
 
 #endif

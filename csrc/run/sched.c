@@ -235,7 +235,7 @@ static void turn_over(fm_model *m) {
   fm_batch done = w->now;
   // a device that works on by itself is measured when nobody was away in between
   if ((was == FM_DECODE || was == FM_DRAFT) && (!m->c.ops->poll || w->call == m->calls))
-    fm_draft_measure(m, was == FM_DRAFT, was == FM_DRAFT ? w->pass.n_logits : w->pass.n, w->spent);
+    fm_depth_cost(&m->depth, was == FM_DRAFT, was == FM_DRAFT ? w->pass.n_logits : w->pass.n, w->spent);
   fm_pass_end(&w->pass);
   w->now = w->then;
   w->then = done;

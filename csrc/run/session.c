@@ -67,6 +67,7 @@ void fm_session_free(fm_session *s) {
   fm_free(s->ids);
   fm_free(s->roles);
   fm_free(s->h);
+  fm_free(s->late);
   fm_free(s);
   fm_model_close(m);
 }
