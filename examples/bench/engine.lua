@@ -71,6 +71,13 @@ function bench.batch()
         :format(alone, batch, batch / alone, wanted, verdict(batch / alone, wanted)))
 end
 
+-- ms that f takes, the best of three: the first time meets sizes of passes that the model has not seen.
+local function best_of_three(f)
+  local best = math.huge
+  for _ = 1, 3 do best = math.min(best, f()) end
+  return best
+end
+
 function bench.judge()
   local rubric, o = ids_of(1000, 7), { max_tokens = 8, temperature = 1, ignore_eos = true }
   local prompts = {}
@@ -81,18 +88,21 @@ function bench.judge()
   local apart
   do
     local model <close> = load { seqs = 16, prefix_cache = false }
-    together(model, { ids_of(24, 1) }, o)
-    apart = together(model, prompts, o)
+    apart = best_of_three(function() return (together(model, prompts, o)) end)
   end
   local model <close> = load { seqs = 16 }
-  together(model, { ids_of(24, 1) }, o)
-  local begin = now()
-  o.n = 16
-  assert(model:generate(rubric, o))
-  local sampled = now() - begin
-  o.n = nil
-  model:drop_prefixes()
-  local shared = together(model, prompts, o)
+  local sampled = best_of_three(function()
+    model:drop_prefixes()
+    local begin = now()
+    o.n = 16
+    assert(model:generate(rubric, o))
+    o.n = nil
+    return now() - begin
+  end)
+  local shared = best_of_three(function()
+    model:drop_prefixes()
+    return (together(model, prompts, o))
+  end)
   print(("16 votes over 1000 tokens: %.0f ms as 16 prompts, %.0f ms as n = 16: %.1f times, 5 asked: %s; %.0f ms as 16 asks that share"
          .. " the prefix: %.1f times: %s"):format(apart, sampled, apart / sampled, verdict(apart / sampled, 5), shared,
          apart / shared, verdict(apart / shared, 5)))
