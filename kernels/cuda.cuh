@@ -85,6 +85,18 @@ __device__ __forceinline__ void fm_go_on() {
 #endif
 }
 
+/* Asks for `size` bytes (whole 16s) to be brought near: into the second-level cache. By one thread. */
+__device__ __forceinline__ void fm_bring(const char *p, uint32_t size) {
+#if __CUDA_ARCH__ >= 900
+  if (size) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(size) : "memory");
+#endif
+}
+/* This block's share of them. */
+__device__ __forceinline__ void fm_bring_share(const char *p, int64_t size) {
+  int64_t share = (size / gridDim.x + 127) / 128 * 128, from = blockIdx.x * share;
+  if (from < size) fm_bring((const char *)((uintptr_t)(p + from) & ~(uintptr_t)15), (uint32_t)(min(share, size - from) & ~15));
+}
+
 __device__ __forceinline__ float fm_warp_sum(float v) {
   for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
   return v;
@@ -94,13 +106,16 @@ __device__ __forceinline__ float fm_warp_max(float v) {
   return v;
 }
 
-/* Sum over a block of 256 threads, the same for all of them and for any grid. */
+/* A barrier of a block's first 256 threads, whatever others it has. */
+__device__ __forceinline__ void fm_sync_256() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+
+/* Sum over a block's first 256 threads, the same for all of them and for any grid. */
 __device__ __forceinline__ float fm_block_sum(float v) {
   __shared__ float part[8];
   v = fm_warp_sum(v);
-  __syncthreads();
+  fm_sync_256();
   if ((threadIdx.x & 31) == 0) part[threadIdx.x >> 5] = v;
-  __syncthreads();
+  fm_sync_256();
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
