@@ -2,7 +2,8 @@
 ** absorb.cu - absorbed MLA before and after its parts, on mma.sync: weights as the left factor, straight from memory to registers;
 ** rows of the pass as the right one, eight at a time. Weights are asked for before the kernel ahead has ended.
 **
-**   absorb   a block: one head, 128 latent columns. Warp: 16 of nope's 128, whose sums meet in warp order.
+**   absorb   a block: one head, 128 latent columns. Warp: 16 of nope's 128, whose sums meet in warp order. Behind these, for a head:
+**            the rotary part, which is turned where rows are fresh; and a share of the fresh rows, which are stored.
 **   combine  a block: one head, 8 NT rows. A warp a row joins the parts; then two warps' worth of 16 values by four slices of the
 **            latent's 512, whose sums meet in order.
 */
@@ -27,32 +28,59 @@ __device__ __forceinline__ uint32_t beside(const uint4 &a, const uint4 &b, int i
 
 constexpr int RED = 128 + 4;             /* +4: rows of sums start in different banks */
 
+/* The rotary part of head h: the query's, turned if it is not yet. */
+__device__ void rotary_part(const attn &a, int h) {
+  int half = a.rope / 2, i = blockIdx.z * 256 + threadIdx.x;
+  const fm_turning &t = a.fresh.turn;
+  bool turn = a.fresh.kv != nullptr;
+  float2 angle = { 1, 0 };
+  auto look = [&]() {                    // tables and positions stand there since the pass began
+    if (turn && i < a.n * half) angle = fm_angle(t, t.pos[a.row0 + i / half], i % half);
+  };
+  look();
+  fm_go_on();
+  fm_wait();
+  for (; i < a.n * half; i += gridDim.z * 256, look()) {
+    int64_t row = i / half;
+    int first = turn ? fm_pair_first(t, i % half) : i % half, second = turn ? fm_pair_second(t, i % half) : first + half;
+    const float *q = a.q + (a.row0 + row) * a.ldq + (int64_t)h * (a.nope + a.rope) + a.nope;
+    bf16 *to = a.qa16 + (row * a.heads + h) * a.width + a.rank;
+    float2 y = turn ? fm_turn_pair(q[first], q[second], angle) : float2{ q[first], q[second] };
+    to[first] = __float2bfloat16_rn(y.x), to[second] = __float2bfloat16_rn(y.y);
+  }
+}
+
+/* Every so many of the fresh rows from this block's first on; made: room for one. */
+__device__ void store_fresh(const attn &a, float *made) {
+  int row = blockIdx.z * gridDim.x + blockIdx.x;
+  char *to = nullptr;
+  auto look = [&]() {
+    if (row < a.fresh.n) to = fm_place_of(a.k, a.s, row), fm_latent_soon(a.fresh, a.fresh.turn.pos[row]);
+  };
+  look();
+  fm_go_on();
+  fm_wait();
+  for (; row < a.fresh.n; row += gridDim.x * gridDim.z, look()) fm_latent_store(to, made, a.fresh, a.k, row, a.fresh.turn.pos[row]);
+}
+
 /* W_UK stands by rows of nope, so its columns are this product's rows: lane 4 g + t reads eight neighbours, 8 g .. 8 g + 7 (and
    64 further), of four rows of nope; column i of the eight is row g of tile i. */
 template <int F8> __global__ void __launch_bounds__(256) absorb_kernel(attn a) {
   __shared__ __align__(16) float red[8][8][RED];
   int h = blockIdx.x, warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane / 4, t = lane % 4, qk = a.nope + a.rope;
   int64_t r0 = (int64_t)h * (128 + a.v) + warp * 16 + 2 * t;
-  bool turned = blockIdx.y == gridDim.y - 1;                     // the rotary part, as it is
+  if ((int)blockIdx.y == a.rank / 128) return rotary_part(a, h);
+  if ((int)blockIdx.y > a.rank / 128) return store_fresh(a, red[0][0]);
   float scale = 1;
   uint4 raw[4][2];
-  if (!turned) {
 #pragma unroll
-    for (int k = 0; k < 4; k++)
+  for (int k = 0; k < 4; k++)
 #pragma unroll
-      for (int x = 0; x < 2; x++)
-        raw[k][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + k / 2 * 8 + k % 2) * a.rank + blockIdx.y * 128 + x * 64 + g * 8) * (F8 ? 1 : 2));
-    if (F8) scale = a.kv_b.scale[r0 / 128 * a.kv_b.across + blockIdx.y];
-  }
+    for (int x = 0; x < 2; x++)
+      raw[k][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + k / 2 * 8 + k % 2) * a.rank + blockIdx.y * 128 + x * 64 + g * 8) * (F8 ? 1 : 2));
+  if (F8) scale = a.kv_b.scale[r0 / 128 * a.kv_b.across + blockIdx.y];
   fm_go_on();
   fm_wait();
-  if (turned) {
-    for (int64_t i = blockIdx.z * 256 + threadIdx.x; i < (int64_t)a.n * a.rope; i += gridDim.z * 256) {
-      int64_t row = i / a.rope, d = i % a.rope;
-      a.qa16[(row * a.heads + h) * a.width + a.rank + d] = __float2bfloat16_rn(a.q[(a.row0 + row) * a.ldq + (int64_t)h * qk + 128 + d]);
-    }
-    return;
-  }
 #pragma unroll
   for (int k = 0; k < 4; k++)
 #pragma unroll
@@ -192,7 +220,7 @@ template <int F8, int NT> __global__ void __launch_bounds__(256) combine_kernel(
 /* ---- launching ---- */
 
 fm_status fm_absorb_run(fm_ctx *c, const attn *x) {
-  int tiles = (x->n + 7) / 8, columns = x->rank / 128 + 1, room = 660 / (x->heads * columns);      // five blocks a multiprocessor
+  int tiles = (x->n + 7) / 8, columns = x->rank / 128 + (x->fresh.kv ? 2 : 1), room = 660 / (x->heads * columns);      // five blocks a multiprocessor
   dim3 grid((unsigned)x->heads, (unsigned)columns, (unsigned)(room < 1 ? 1 : room < tiles ? room : tiles));
   if (x->kv_b.dtype == FM_F8_E4M3) fm_launch(c, absorb_kernel<1>, grid, 256, 0, *x);
   else fm_launch(c, absorb_kernel<0>, grid, 256, 0, *x);

@@ -68,10 +68,20 @@ static fm_status fast_rows(fm_ctx *c, attn *x) {
   return fm_combine_run(c, x);
 }
 
+/* The fast path stores rows on its way. */
+static fm_status take_fresh(fm_ctx *c, attn *x, const fm_attn *a, bool fast) {
+  const fm_fresh *f = a->fresh;
+  if (!f || f->n == 0) return FM_OK;
+  if (!fast) return fm_cuda_mla_store(c, a, f->q, f->kv, f->norm, f->eps, f->n, f->turn);
+  x->fresh = { f->kv, f->norm, f->eps, (int)f->n, x->rank };
+  return fm_turning_of(c, &x->fresh.turn, f->turn, f->n);
+}
+
 fm_status fm_cuda_mla_decode(fm_ctx *c, const fm_attn *a) {
   attn x;
   TRY(make_attn(c, &x, a));
   bool fast = fast_decode(c, a);
+  TRY(take_fresh(c, &x, a, fast));
   int64_t n = x.n, used = c->slab_used, step = fast ? n : window_of(&x, x.rank);
   for (x.row0 = 0; x.row0 < n; x.row0 += step) {
     x.n = (int)(n - x.row0 < step ? n - x.row0 : step);

@@ -4,7 +4,7 @@
 #ifndef FM_KERNELS_ATTENTION_CUH
 #define FM_KERNELS_ATTENTION_CUH
 
-#include "cuda.cuh"
+#include "rope.cuh"
 
 /* ---- cuts: the keys of a row are divided into runs of one width, which are summed side by side. The width is a function of how
    many keys the row sees and of the model's heads, so that a row's sum has one order whoever runs beside it. A part is rank
@@ -54,6 +54,7 @@ struct attn {
   float *qa32; bf16 *qa16;               /* (n, heads, width): absorbed queries, in one of the two */
   float *part, *part_ms;                 /* (n * heads, cuts, rank), (n * heads, cuts, 2): sums, maximum and sum of weights */
   int cuts;                              /* room for */
+  fm_latents fresh;                      /* rows that absorb stores, and whose queries it turns; kv NULL: it has been done */
   int64_t row0; int n;                   /* rows row0 .. row0 + n - 1; the arrays above begin with row0 */
 };
 

@@ -389,7 +389,10 @@ fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *
   int64_t step = SLOT_BYTES / (k * (d + e->moe_intermediate_size) * 4), most = 60000 / k, used = c->slab_used;
   fm_grouped g[2];
   bool grouped = skinny && fm_moe_plan(c, g, e, &gate, &up, &down, n);
-  if (n == 1 && skinny && !grouped && fm_moe_one_can(e)) return fm_moe_one(c, out, x, topk_id, topk_weight, e, &gate, &up, &down);
+  bool one = n == 1 && skinny && !grouped && fm_moe_one_can(e);
+  const fm_gate *choose = one && fm_moe_one_chooses(e) ? NULL : e->choose;
+  if (choose) TRY(fm_cuda_route(c, choose->topk_id, choose->topk_weight, choose->logits, choose->bias, choose->rule, n));
+  if (one) return fm_moe_one(c, out, x, topk_id, topk_weight, e, &gate, &up, &down);
   if (skinny && !grouped) most = SKINNY_SLOTS / k;
   step = step > most ? most : step;
   if (step < 1) step = 1;

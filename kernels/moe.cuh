@@ -23,8 +23,9 @@ __device__ __forceinline__ fm_dmat fm_pick(const stack &s, int e) {
   return w;
 }
 
-/* Experts of one row, whose weights all fit the skinny kernels. */
+/* Experts of one row, whose weights all fit the skinny kernels; whether they make e's choice themselves. */
 bool      fm_moe_one_can(const fm_experts *e);
+bool      fm_moe_one_chooses(const fm_experts *e);
 fm_status fm_moe_one(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
                      const stack *gate, const stack *up, const stack *down);
 

@@ -7,27 +7,65 @@
 ** kernels for more rows (moe.cu), to the bit.
 */
 #include "moe.cuh"
+#include "route.cuh"
 #include "skinny.cuh"
 
-constexpr int MOST_SLOTS = 16;
+constexpr int MOST_SLOTS = 16, MOST_CHOICE = 64;         /* of experts that the ninth warp chooses from: two a lane */
+constexpr int AHEAD = 2;                 /* groups of down that gate and up bring near when their own weights are under way */
+constexpr int SOON = 60;                 /* per cent of the next operation's weights that down brings near in the same way */
 constexpr int PAIR_RING = 3;             /* slots of a ring of gate and up */
 constexpr size_t STAGED = 48 << 10;      /* bytes of all slots' inputs of down that a block keeps */
+
+struct fm_near { const char *p; int64_t size; };
 
 struct one_job {
   stack gate, up, down;
   fm_dmat shared_gate, shared_up, shared_down;           /* rows 0: none */
-  const int32_t *id; const float *weight;                /* (slots) */
+  int32_t *id; float *weight;            /* (slots) */
+  bool choose; fm_choice rule;           /* whether the first kernel makes them, and how */
   int slots, split;                      /* groups of down (the shared expert, then the slots) that its first warps make */
   fm_source in;                          /* one row */
   uint16_t *h, *shared_h;                /* (slots, width), (shared width): bf16 */
   float *out;
+  fm_near soon[2];                       /* what down brings near */
 };
 
-/* Group 0: the shared expert (without tiles where there is none); then a group a slot, once the choice is known. */
-template <int F8> __global__ void __launch_bounds__(256, 2) one_gate_up_kernel(const __grid_constant__ one_job j) {
+/* By a warp of its own: what is chosen, and the groups that this makes. Rehearsed on zeros, as route_kernel is. */
+__device__ __forceinline__ void one_choose(const one_job &j, fm_group *group, int *chosen) {
+  __shared__ uint32_t room[2 * MOST_CHOICE + MOST_SLOTS];
+  __shared__ float weight[MOST_SLOTS];
+  int lane = threadIdx.x & 31;
+  if (!j.choose) fm_wait();
+#pragma unroll 1
+  for (int turn = 0; turn < 2 && j.choose; turn++) {
+    float z[2];
+    if (turn) fm_wait();
+#pragma unroll
+    for (int x = 0; x < 2; x++) z[x] = turn && lane + 32 * x < j.rule.experts ? j.rule.logits[lane + 32 * x] : 0.0f;
+    fm_choose(chosen, weight, z, j.rule, room);
+  }
+  if (lane >= j.slots) return;
+  int e = j.choose ? chosen[lane] : j.id[lane];
+  chosen[lane] = e;
+  group[1 + lane] = fm_group_of<true>(fm_pick(j.gate, e), fm_pick(j.up, e), 1);
+  if (j.choose && blockIdx.x == 0) j.id[lane] = e, j.weight[lane] = weight[lane];
+}
+
+/* By a warp: the groups that down begins with, in the order in which it comes to them. */
+template <int F8> __device__ __forceinline__ void one_ahead(const one_job &j, const int *chosen) {
+  int g = threadIdx.x & 31, turn = g < j.split ? 2 * g : 2 * (g - j.split) + 1;
+  if (g > j.slots || turn >= AHEAD) return;
+  fm_dmat w = g ? fm_pick(j.down, chosen[g - 1]) : j.shared_down;
+  fm_bring_share(w.data, w.rows * w.cols * (F8 ? 1 : 2));
+}
+
+/* Group 0: the shared expert (without tiles where there is none); then a group a slot, once the choice is known. Eight warps make
+   tiles, the ninth chooses. */
+template <int F8> __global__ void __launch_bounds__(288, 2) one_gate_up_kernel(const __grid_constant__ one_job j) {
   extern __shared__ __align__(16) char shared[];
   __shared__ fm_group group[MOST_SLOTS + 1];
   __shared__ float factor[FM_STAGED_ROWS], red[2][8][16];
+  __shared__ int chosen[MOST_SLOTS];
   using S = fm_stream<F8, 1, PAIR_RING>;
   uint16_t *staged = (uint16_t *)(shared + S::RINGS);
   fm_list<true, false> tiles = { group, 1 + j.slots, 1, 0 };
@@ -35,24 +73,27 @@ template <int F8> __global__ void __launch_bounds__(256, 2) one_gate_up_kernel(c
   s.begin(shared);
   if (threadIdx.x == 0) group[0] = fm_group_of<true>(j.shared_gate, j.shared_up, 1);
   __syncthreads();
+  if (threadIdx.x >= 256) {
+    one_choose(j, group, chosen);
+    __syncthreads();
+    return;
+  }
   s.fill(tiles);
   fm_stage_soon(j.in);
   fm_go_on();
   fm_wait();
-  if (threadIdx.x < j.slots) {
-    int e = j.id[threadIdx.x];
-    group[1 + threadIdx.x] = fm_group_of<true>(fm_pick(j.gate, e), fm_pick(j.up, e), 1);
-  }
   fm_stage<F8>(staged, factor, j.in);    // ends in step: the groups are there
   tiles.known = tiles.n;
   s.fill(tiles);
   const uint16_t *const x[1] = { s.lane < 4 ? staged : nullptr };
   uint32_t turn = 0;
+  bool ahead = s.warp == 7;
   for (fm_place at = { 0, (int)blockIdx.x, 0 }; tiles.settle(at); tiles.step(at), turn ^= 1) {
     float acc[1][4] = {};
+    if (ahead && !s.open(tiles)) one_ahead<F8>(j, chosen), ahead = false;
     s.run(acc, j.in.cols, tiles, x);
     if (s.lane % 4 == 0) red[turn][s.warp][s.lane / 4] = acc[0][0], red[turn][s.warp][s.lane / 4 + 8] = acc[0][2];
-    __syncthreads();
+    fm_sync_256();
     if (threadIdx.x >= 32) continue;
     int r = threadIdx.x % 16, rows = group[at.group].rows, row = at.tile * 8 + r;
     float v = 0;
@@ -63,6 +104,7 @@ template <int F8> __global__ void __launch_bounds__(256, 2) one_gate_up_kernel(c
     if (threadIdx.x < 8 && row < rows)
       (at.group ? j.h + (at.group - 1) * rows : j.shared_h)[row] = __bfloat16_as_ushort(__float2bfloat16_rn(fm_silu(v) * up));
   }
+  if (ahead) one_ahead<F8>(j, chosen);
 }
 
 /* out += the weighted sum of the slots, then the shared expert's; thread r: row r of the tile. red: (groups, 8 warps, 16). */
@@ -116,6 +158,7 @@ template <int F8> __global__ void __launch_bounds__(512) one_down_kernel(const _
     float before = mine ? j.out[tile * 16 + threadIdx.x] : 0;
     for (int g = begin; g < end; g++) {
       float acc[1][4] = {};
+      if (second && g == end - 1 && s.warp == 0 && s.lane < 2 && tile + gridDim.x >= rounds.tiles) fm_bring_share(j.soon[s.lane].p, j.soon[s.lane].size);
       const uint16_t *const x[1] = { s.lane < 4 ? staged + (g ? wide + (g - 1) * m : 0) : nullptr };
       s.run(acc, g ? m : wide, rounds, x);
       if (s.lane % 4 == 0) red[g][s.warp][s.lane / 4] = acc[0][0], red[g][s.warp][s.lane / 4 + 8] = acc[0][2];
@@ -144,7 +187,7 @@ template <int F8> static void launch_both(fm_ctx *c, const fm_experts *e, const 
   int64_t pairs = j.slots * ((j.gate.w.rows + 7) / 8) + (j.shared_gate.rows + 7) / 8;
   size_t first = fm_stream<F8, 1, PAIR_RING>::RINGS + fm_pitch<F8>(e->hidden_size) * sizeof(uint16_t);
   size_t second = 2 * fm_stream<F8, 1>::RINGS + staged_down(e);
-  launch(c, one_gate_up_kernel<F8>, pairs, FM_PER_SM, 256, first, j);
+  launch(c, one_gate_up_kernel<F8>, pairs, FM_PER_SM, 288, first, j);
   launch(c, one_down_kernel<F8>, (j.down.w.rows + 15) / 16, 1, 512, second, j);
 }
 
@@ -155,10 +198,16 @@ static int split_of(const one_job &j) {
   return (int)(n > j.slots ? j.slots : n);
 }
 
+bool fm_moe_one_chooses(const fm_experts *e) { return e->choose && e->n_experts <= MOST_CHOICE; }
+
 fm_status fm_moe_one(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
                      const stack *gate, const stack *up, const stack *down) {
-  one_job j = { .gate = *gate, .up = *up, .down = *down, .id = id, .weight = weight, .slots = (int)e->top_k,
-                .in = { x, e->norm, NULL, e->hidden_size, e->eps, 1, (int)e->hidden_size }, .out = out };
+  one_job j = { .gate = *gate, .up = *up, .down = *down, .id = (int32_t *)id, .weight = (float *)weight, .choose = fm_moe_one_chooses(e),
+                .slots = (int)e->top_k, .in = { x, e->norm, NULL, e->hidden_size, e->eps, 1, (int)e->hidden_size }, .out = out };
+  if (j.choose) j.rule = fm_choice_of(e->choose->rule, e->choose->logits, e->choose->bias);
+  for (int i = 0; i < 2; i++)
+    if (e->soon[i] && e->soon[i]->data)
+      j.soon[i] = { (const char *)e->soon[i]->data, e->soon[i]->rows * e->soon[i]->cols * (e->soon[i]->dtype == FM_F8_E4M3 ? 1 : 2) * SOON / 100 };
   TRY(fm_cuda_take_n(c, &j.h, e->top_k * e->moe_intermediate_size));
   if (e->shared_gate) {
     TRY(fm_cuda_take_n(c, &j.shared_h, e->shared_gate->rows));

@@ -490,7 +490,11 @@ static fm_status decode_run(fm_ctx *c, work *w) {
   return FM_OK;
 }
 
-fm_status fm_cpu_mla_decode(fm_ctx *c, const fm_attn *a) { return in_arena(c, a, decode_run); }
+fm_status fm_cpu_mla_decode(fm_ctx *c, const fm_attn *a) {
+  const fm_fresh *f = a->fresh;
+  if (f) TRY(fm_cpu_mla_store(c, a, f->q, f->kv, f->norm, f->eps, f->n, f->turn));
+  return in_arena(c, a, decode_run);
+}
 
 /* ---- GQA: an item is one piece and some of the query heads of one key head ---- */
 

@@ -265,6 +265,8 @@ static fm_status experts(fm_ctx *c, float *out, const float *x, const int32_t *t
 
 fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
                          const fm_experts *e, int64_t n) {
+  const fm_gate *g = e->choose;
+  if (g) TRY(fm_cpu_route(c, g->topk_id, g->topk_weight, g->logits, g->bias, g->rule, n));
   TRY(check_ids(c, topk_id, n * e->top_k, e->n_experts));
   if (n == 0) return FM_OK;
   fm_mark mark = fm_arena_mark(&c->arena);

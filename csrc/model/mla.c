@@ -39,7 +39,9 @@ fm_status fm_block_mla(fm_pass *p, const fm_layer *l) {
                 .ldo = heads * g->v_head_dim, .n_heads = heads, .nope = g->qk_nope_head_dim,
                 .rope = g->qk_rope_head_dim, .v_head_dim = g->v_head_dim, .rank = g->kv_lora_rank,
                 .scale = (float)fm_config_softmax_scale(g), .n_positions = p->net->n_positions, .kv_b = &l->kv_b };
-  TRY(fm_op_mla_store(c, &a, q, kv, l->kv_a_norm, (float)g->latent_norm_eps, p->n, &turn));
+  fm_fresh fresh = { .q = q, .kv = kv, .norm = l->kv_a_norm, .eps = (float)g->latent_norm_eps, .n = p->n, .turn = &turn };
+  if (p->n_prompt == 0) a.fresh = &fresh;
+  else TRY(fm_op_mla_store(c, &a, q, kv, fresh.norm, fresh.eps, p->n, &turn));
   a.n_spans = p->n_prompt;
   if (a.n_spans) TRY(fm_op_mla_prompt(c, &a));
   a.span = p->decode, a.n_spans = p->n_decode;

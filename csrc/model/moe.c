@@ -46,20 +46,26 @@ static fm_status with_parts(fm_pass *p, const int32_t *id, const float *weight, 
   return fm_op_all_reduce(c, p->net->tp, p->x, part, len);
 }
 
-static fm_status choose(fm_pass *p, const fm_layer *l, int32_t *id, float *weight) {
-  fm_ctx *c = p->net->c;
+static fm_status look(fm_pass *p, const fm_layer *l, float *logits) {
   const fm_config *g = p->net->cfg;
   int64_t n_exp = g->n_routed_experts;
-  float *logits;
-  TRY(fm_scratch(c, &logits, p->n, n_exp));
   fm_mm router = { .w = &l->router, .x = p->x, .ldx = g->hidden_size, .norm = l->post_norm, .eps = (float)g->rms_norm_eps,
                    .out = logits, .ldo = n_exp, .n = p->n, .exact = true };
-  TRY(fm_op_matmul(c, &router, 1));
-  fm_route r = { .n_experts = n_exp, .top_k = g->num_experts_per_tok, .n_group = g->topk_method == FM_GREEDY ? 1 : g->n_group,
-                 .topk_group = g->topk_group, .sigmoid = g->scoring_func == FM_SIGMOID,
-                 .group_top2 = g->topk_method == FM_NOAUX_TC, .norm_topk_prob = g->norm_topk_prob,
-                 .routed_scaling_factor = (float)g->routed_scaling_factor };
-  return fm_op_route(c, id, weight, logits, l->router_bias, &r, p->n);
+  return fm_op_matmul(p->net->c, &router, 1);
+}
+
+static fm_route rule_of(const fm_config *g) {
+  return (fm_route){ .n_experts = g->n_routed_experts, .top_k = g->num_experts_per_tok,
+                     .n_group = g->topk_method == FM_GREEDY ? 1 : g->n_group, .topk_group = g->topk_group,
+                     .sigmoid = g->scoring_func == FM_SIGMOID, .group_top2 = g->topk_method == FM_NOAUX_TC,
+                     .norm_topk_prob = g->norm_topk_prob, .routed_scaling_factor = (float)g->routed_scaling_factor };
+}
+
+/* What the layer behind this one begins with. */
+static void say_soon(const fm_pass *p, const fm_mat *soon[2]) {
+  if (p->layer + 1 >= p->n_layers) return;
+  const fm_layer *next = &p->net->w->layer[p->layer + 1];
+  soon[0] = p->net->cfg->q_lora_rank ? &next->q_a : &next->q, soon[1] = &next->kv_a;
 }
 
 /* Counts choices; of ranks with the same rows the first one does. */
@@ -75,18 +81,27 @@ fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
   const fm_config *g = p->net->cfg;
   int64_t k = g->num_experts_per_tok;
   bool shared = l->mlp.gate.rows > 0;
-  float *weight;
+  float *weight, *logits;
   int32_t *id;
   TRY(fm_scratch(c, &weight, p->n, k));
   TRY(fm_scratch_int(c, &id, p->n * k));
-  if (p->n) TRY(choose(p, l, id, weight));
-  count(p, id);
+  TRY(fm_scratch(c, &logits, p->n, g->n_routed_experts));
+  if (p->n) TRY(look(p, l, logits));
   fm_experts e = { .n_experts = g->n_routed_experts, .top_k = k, .hidden_size = g->hidden_size,
                    .moe_intermediate_size = l->gate[0].rows, .gate = l->gate, .up = l->up, .down = l->down,
                    .norm = l->post_norm, .eps = (float)g->rms_norm_eps,
                    .shared_gate = shared ? &l->mlp.gate : NULL, .shared_up = shared ? &l->mlp.up : NULL,
                    .shared_down = shared ? &l->mlp.down : NULL };
-  if (p->net->ep) return fm_spread_experts(p, l, id, weight, &e);
-  if (p->net->tp) return with_parts(p, id, weight, &e);
-  return p->net->host ? with_host(p, l, id, weight, &e) : fm_op_experts(c, p->x, p->x, id, weight, &e, p->n);
+  fm_route rule = rule_of(g);
+  fm_gate gate = { .rule = &rule, .logits = logits, .bias = l->router_bias, .topk_id = id, .topk_weight = weight };
+  if (p->net->ep || p->net->host) {      // the choice is looked at here
+    if (p->n) TRY(fm_op_route(c, id, weight, logits, l->router_bias, &rule, p->n));
+    count(p, id);
+    return p->net->ep ? fm_spread_experts(p, l, id, weight, &e) : with_host(p, l, id, weight, &e);
+  }
+  e.choose = &gate;
+  say_soon(p, e.soon);
+  TRY(p->net->tp ? with_parts(p, id, weight, &e) : fm_op_experts(c, p->x, p->x, id, weight, &e, p->n));
+  count(p, id);
+  return FM_OK;
 }

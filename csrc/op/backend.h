@@ -16,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 8
+#define FM_BACKEND_ABI 9
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
@@ -98,6 +98,14 @@ typedef struct fm_span {
   const int32_t *pages;
 } fm_span;
 
+/* What mla_store takes, for mla_decode that stores for itself: q is fm_attn's. What both arrays hold afterwards is not said. */
+typedef struct fm_fresh {
+  float *q, *kv;
+  const float *norm; float eps;
+  int64_t n;
+  const struct fm_rope *turn;
+} fm_fresh;
+
 typedef struct fm_attn {
   const fm_cache *cache;
   const fm_span *span; int64_t n_spans;
@@ -108,6 +116,7 @@ typedef struct fm_attn {
   float scale;                           /* of the softmax */
   int64_t n_positions;                   /* the longest that a sequence may become */
   const fm_mat *kv_b;                    /* MLA: (n_heads * (nope + v_head_dim), rank) */
+  const fm_fresh *fresh;                 /* mla_decode: the rows are stored first; NULL: they are in the cache */
 } fm_attn;
 
 typedef struct fm_route {
@@ -118,12 +127,17 @@ typedef struct fm_route {
   float routed_scaling_factor;
 } fm_route;
 
+/* What route takes and writes, for experts that choose for themselves. */
+typedef struct fm_gate { const fm_route *rule; const float *logits, *bias; int32_t *topk_id; float *topk_weight; } fm_gate;
+
 /* The experts of one layer. */
 typedef struct fm_experts {
   int64_t n_experts, top_k, hidden_size, moe_intermediate_size;
   const fm_mat *gate, *up, *down;        /* (n_experts) each */
   const float *norm; float eps;          /* x is RMS-normed first; NULL: as it is */
   const fm_mat *shared_gate, *shared_up, *shared_down;   /* what every row takes too, added last; NULL: none */
+  const fm_gate *choose;                 /* the choice is made first, into the call's topk_id and topk_weight; NULL: it is there */
+  const fm_mat *soon[2];                 /* weights that the next operation reads, a hint; NULL: not known */
 } fm_experts;
 
 /* Rotation of `dim` elements a vector. cos, sin (n_pos, dim/2), amplitude included; pos (n) picks the table's row.

@@ -259,8 +259,17 @@ fm_status fm_op_mla_prompt(fm_ctx *c, const fm_attn *a) {
 }
 
 fm_status fm_op_mla_decode(fm_ctx *c, const fm_attn *a) {
+  const fm_fresh *f = a->fresh;
+  fm_attn stored = *a;
   TRY(check_mla(c, "mla_decode", a));
-  TRY(c->ops->mla_decode(c, a));
+  if (f && c->debug) {                   // one by one, so that each can be named
+    TRY(fm_op_mla_store(c, a, f->q, f->kv, f->norm, f->eps, f->n, f->turn));
+    stored.fresh = NULL;
+  } else if (f) {
+    TRY(check_rope(c, f->turn));
+    CHECK(f->q == a->q && f->kv && f->norm && f->n >= 0 && f->turn->dim == a->rope, "mla_decode: %lld rows to store, or a NULL", LL(f->n));
+  }
+  TRY(c->ops->mla_decode(c, &stored));
   return look_spans(c, "mla_decode", a, a->n_heads * a->v_head_dim);
 }
 
@@ -276,12 +285,17 @@ fm_status fm_op_gqa(fm_ctx *c, const fm_attn *a) {
   return look_spans(c, "gqa", a, a->n_heads * a->nope);
 }
 
-fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
-                      const fm_route *r, int64_t n) {
-  CHECK(n >= 0 && (n == 0 || (topk_id && topk_weight && logits)), "route: %lld rows, or a NULL", LL(n));
+static fm_status check_route(fm_ctx *c, const fm_route *r) {
   CHECK(r->top_k > 0 && r->top_k <= r->n_experts &&
         (r->n_group <= 1 || (r->n_experts % r->n_group == 0 && r->topk_group > 0)),
         "route: %lld of %lld experts in %lld groups", LL(r->top_k), LL(r->n_experts), LL(r->n_group));
+  return FM_OK;
+}
+
+fm_status fm_op_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,
+                      const fm_route *r, int64_t n) {
+  CHECK(n >= 0 && (n == 0 || (topk_id && topk_weight && logits)), "route: %lld rows, or a NULL", LL(n));
+  TRY(check_route(c, r));
   TRY(c->ops->route(c, topk_id, topk_weight, logits, bias, r, n));
   return look(c, "route", topk_weight, r->top_k, 0, n, r->top_k);
 }
@@ -292,7 +306,17 @@ fm_status fm_op_experts(fm_ctx *c, float *out, const float *x, const int32_t *to
         (out != x || e->norm),
         "experts: %lld rows, %lld of %lld experts", LL(n), LL(e->top_k), LL(e->n_experts));
   CHECK(n == 0 || (out && x && topk_id && topk_weight && e->gate && e->up && e->down), "experts: a NULL");
-  TRY(c->ops->experts(c, out, x, topk_id, topk_weight, e, n));
+  const fm_gate *g = e->choose;
+  fm_experts chosen = *e;
+  if (g && c->debug) {                   // one by one, so that each can be named
+    TRY(fm_op_route(c, g->topk_id, g->topk_weight, g->logits, g->bias, g->rule, n));
+    chosen.choose = NULL;
+  } else if (g) {
+    TRY(check_route(c, g->rule));
+    CHECK(g->topk_id == topk_id && g->topk_weight == topk_weight && g->logits && g->rule->n_experts == e->n_experts && g->rule->top_k == e->top_k,
+          "experts: a choice of %lld of %lld for %lld of %lld, or elsewhere", LL(g->rule->top_k), LL(g->rule->n_experts), LL(e->top_k), LL(e->n_experts));
+  }
+  TRY(c->ops->experts(c, out, x, topk_id, topk_weight, &chosen, n));
   return look(c, "experts", out, e->hidden_size, 0, n, e->hidden_size);
 }
 

@@ -407,6 +407,62 @@ static void test_attention(void) {
   }
 }
 
+/* Rows that mla_decode stores for itself: beside the cpu's, and the bits of storing and decoding one after the other. */
+static void run_fresh(const sizes *z, fm_dtype kt, fm_dtype cache, const int64_t (*at)[3], int64_t n_spans, double *worst, bool *same) {
+  int64_t width = z->rank + z->rope, ldq = z->heads * (z->nope + z->rope), ldo = z->heads * z->v, rows = 0, most = 0;
+  for (int64_t i = 0; i < n_spans; i++) rows += at[i][1], most = at[i][0] + at[i][1] > most ? at[i][0] + at[i][1] : most;
+  int64_t per = (most + FM_PAGE - 1) / FM_PAGE, n_pages = n_spans * per;
+  paged c = new_cache(n_pages * FM_PAGE, width, cache, z->rank);       // every sequence has pages of its own
+  weight w = new_weight(z->heads * (z->nope + z->v), z->rank, kt);
+  int64_t size = c.host.page_stride * (c.n_pages + 1);
+  float *q = floats(rows * ldq), *kv = floats(rows * width), *norm = floats(z->rank), *cs = floats(2 * most * z->rope), *sn = floats(2 * most * z->rope);
+  float *out = poison(rows * ldo), *got[2], *dout[2] = { upf(out, rows * ldo), upf(out, rows * ldo) };
+  float *dq[2] = { upf(q, rows * ldq), upf(q, rows * ldq) }, *dkv[2] = { upf(kv, rows * width), upf(kv, rows * width) };
+  char *pages[2] = { c.dev.base, up(c.host.base, size) }, *bytes[2] = { need((size_t)size), need((size_t)size) };
+  int32_t *pos = need((size_t)rows * 4);
+  fm_span *s = need((size_t)n_spans * sizeof *s);
+  for (int64_t i = 0, row = 0; i < n_spans; row += at[i++][1]) {
+    s[i] = (fm_span){ .row = row, .n = at[i][1], .index = at[i][0], .first_key = at[i][2], .pages = c.page + i * per };
+    for (int64_t j = 0; j < at[i][1]; j++) pos[row + j] = (int32_t)(at[i][0] + j);
+  }
+  fm_rope turn = { .pos = pos, .cos = cs, .sin = sn, .dim = z->rope, .interleaved = rows % 2 == 0 }, dturn = turn;
+  dturn.cos = upf(cs, 2 * most * z->rope), dturn.sin = upf(sn, 2 * most * z->rope);
+  fm_fresh f = { q, kv, norm, 1e-6f, rows, &turn }, df = { NULL, NULL, upf(norm, z->rank), 1e-6f, rows, &dturn };
+  fm_attn a = { .cache = &c.host, .span = s, .n_spans = n_spans, .q = q, .ldq = ldq, .out = out, .ldo = ldo, .n_heads = z->heads, .nope = z->nope,
+                .rope = z->rope, .v_head_dim = z->v, .rank = z->rank, .scale = 1 / sqrtf((float)(z->nope + z->rope)), .kv_b = &w.host, .fresh = &f };
+  RUN(&cpu, fm_op_mla_decode(&cpu, &a));
+  for (int i = 0; i < 2; i++) {
+    fm_attn d = a;
+    c.dev.base = pages[i], df.q = dq[i], df.kv = dkv[i];
+    d.cache = &c.dev, d.q = dq[i], d.out = dout[i], d.kv_b = &w.dev, d.fresh = i ? NULL : &df;
+    if (i) RUN(&gpu, fm_op_mla_store(&gpu, &d, dq[i], dkv[i], df.norm, 1e-6f, rows, &dturn));
+    RUN(&gpu, fm_op_mla_decode(&gpu, &d));
+    got[i] = down(dout[i], rows * ldo);
+    gpu.ops->download(&gpu, bytes[i], pages[i], size);
+  }
+  *worst = fmax(*worst, distance(got[0], out, rows * ldo));
+  *same = *same && !memcmp(got[0], got[1], (size_t)(rows * ldo) * 4) && !memcmp(bytes[0], bytes[1], (size_t)size);
+  for (int i = 0; i < 2; i++) free(got[i]), free(bytes[i]);
+  free(q), free(kv), free(norm), free(cs), free(sn), free(out), free(pos), free(s), drop_cache(&c), drop_weight(&w), release();
+}
+
+static void test_fresh(void) {
+  static const sizes lite = { 16, 0, 128, 64, 128, 512 }, v3 = { 128, 0, 128, 64, 128, 512 }, pocket = { 8, 0, 32, 16, 32, 128 };
+  static const int64_t one[][3] = { { 1023, 1, 0 } }, many[][3] = { { 0, 1, 0 }, { 5, 1, 0 }, { 63, 3, 0 }, { 64, 2, 0 }, { 127, 8, 0 }, { 300, 1, 70 } };
+  double worst = 0;
+  bool same = true;
+  gpu.arithmetic = FM_BF16, gpu.generated = true;
+  for (int f8 = 0; f8 < 2; f8++) {
+    fm_dtype cache = f8 ? FM_F8_E4M3 : FM_BF16;
+    run_fresh(&lite, f8 ? FM_F8_E4M3 : FM_BF16, cache, one, 1, &worst, &same);
+    run_fresh(&lite, f8 ? FM_BF16 : FM_F8_E4M3, cache, many, 6, &worst, &same);
+    run_fresh(&pocket, FM_F8_E4M3, cache, many, 6, &worst, &same);
+  }
+  run_fresh(&v3, FM_BF16, FM_BF16, many, 6, &worst, &same);
+  check(worst < 1.5 * BF16_TOL, "mla_decode of rows that it stores itself", worst);
+  check(same, "... the bits of storing them first, in the cache too", 0);
+}
+
 /* A NaN among the queries of a head makes all of its answer NaN, one among the keys that of every head that sees it; other
    sequences' rows stay what they are. Rows: the first two of one, of which row 0 sees one key; the last two of a longer one, of which
    the very last has a planted key (beside it nothing times NaN may be NaN, too). */
@@ -551,15 +607,18 @@ static fm_mat *stack(weight *all, int64_t n, bool dev) {
   return m;
 }
 
-static double run_experts(int64_t n, int64_t n_exp, int64_t k, int64_t d, int64_t m, int64_t wide, fm_dtype t, int skew, bool *alone) {
+/* choose: by the call itself, from logits; else ids stand there, all rows' the same when skew. */
+static double run_experts(int64_t n, int64_t n_exp, int64_t k, int64_t d, int64_t m, int64_t wide, fm_dtype t, int skew, bool choose, bool *alone) {
   weight g = new_weight(n_exp * m, d, t), u = new_weight(n_exp * m, d, t), o = new_weight(n_exp * d, m, t);
   weight sg = new_weight(wide ? wide : 1, d, t), su = new_weight(wide ? wide : 1, d, t), so = new_weight(d, wide ? wide : 16, t);
   float *x = floats(n * d), *nw = floats(d), *w = floats(n * k), *out = floats(n * d);
   for (int64_t i = 0; i < n * d; i++) out[i] *= 0.01f;           // what is added to must not drown what is added
   int32_t *id = need((size_t)(n * k) * 4);
+  float *before = need((size_t)(n * d) * 4);
+  memcpy(before, out, (size_t)(n * d) * 4);
   for (int64_t i = 0; i < n; i++)
     for (int64_t s = 0, e = skew ? 0 : between(0, n_exp - k); s < k; s++) id[i * k + s] = (int32_t)(e + s);
-  float *dx = upf(x, n * d), *dn = upf(nw, d), *dw = upf(w, n * k), *dout = upf(out, n * d), *done = upf(out, n * d);
+  float *logits = floats(n * n_exp), *dlogits = upf(logits, n * n_exp), *dx = upf(x, n * d), *dn = upf(nw, d), *dw = upf(w, n * k), *dout = upf(out, n * d), *done = upf(out, n * d);
   int32_t *did = up(id, n * k * 4);
   fm_experts a = { .n_experts = n_exp, .top_k = k, .hidden_size = d, .moe_intermediate_size = m, .gate = stack(&g, n_exp, false),
                    .up = stack(&u, n_exp, false), .down = stack(&o, n_exp, false), .norm = nw, .eps = 1e-6f };
@@ -569,14 +628,30 @@ static double run_experts(int64_t n, int64_t n_exp, int64_t k, int64_t d, int64_
     a.shared_gate = &sg.host, a.shared_up = &su.host, a.shared_down = &so.host;
     b.shared_gate = &sg.dev, b.shared_up = &su.dev, b.shared_down = &so.dev;
   }
+  fm_route rule = { .n_experts = n_exp, .top_k = k, .n_group = 1, .topk_group = 1, .routed_scaling_factor = 1.5f };
+  fm_gate ga = { &rule, logits, NULL, id, w }, gb = { &rule, dlogits, NULL, did, dw };
+  if (choose) a.choose = &ga, b.choose = &gb;
   RUN(&cpu, fm_op_experts(&cpu, out, x, id, w, &a, n));
   RUN(&gpu, fm_op_experts(&gpu, dout, dx, did, dw, &b, n));
+  int32_t *chosen = (int32_t *)(void *)down((float *)(void *)did, n * k);
   int64_t step = n > 60 ? 29 : n > 3 ? 3 : 1;
-  for (int64_t i = 0; i < n; i += step)
+  for (int64_t i = 0; i < n; i += step) {
+    gb = (fm_gate){ &rule, dlogits + i * n_exp, NULL, did + i * k, dw + i * k };
     RUN(&gpu, fm_op_experts(&gpu, done + i * d, dx + i * d, did + i * k, dw + i * k, &b, n - i < step ? n - i : step));
+  }
+  for (int64_t i = 0; i < n && i < 4; i++) {       // a row by itself goes another way: into another array, from what was there before
+    float *apart = upf(before + i * d, d);
+    gb = (fm_gate){ &rule, dlogits + i * n_exp, NULL, did + i * k, dw + i * k };
+    RUN(&gpu, fm_op_experts(&gpu, apart, dx + i * d, did + i * k, dw + i * k, &b, 1));
+    float *one = down(apart, d), *all = down(dout + i * d, d);
+    if (memcmp(one, all, (size_t)d * 4) != 0) *alone = false;
+    free(one), free(all);
+  }
   float *got = down(dout, n * d), *single = down(done, n * d);
   if (memcmp(got, single, (size_t)(n * d) * 4) != 0) *alone = false;
-  double off = distance(got, out, n * d);
+  free(logits), free(before);
+  double off = memcmp(chosen, id, (size_t)(n * k) * 4) == 0 ? distance(got, out, n * d) : INFINITY;
+  free(chosen);
   free((void *)(uintptr_t)a.gate), free((void *)(uintptr_t)a.up), free((void *)(uintptr_t)a.down);
   free((void *)(uintptr_t)b.gate), free((void *)(uintptr_t)b.up), free((void *)(uintptr_t)b.down);
   free(x), free(nw), free(w), free(out), free(id), free(got), free(single);
@@ -601,12 +676,12 @@ static void test_experts(void) {
     { "experts bf16, 300 rows, wide", 300, 8, 3, 1024, 648, 264, FM_BF16, FM_BF16, 0 } };
   for (int role = 0; role < 2; role++)
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
-      bool alone = true;
+      bool alone = true, choose = !c[i].skew && (i + (size_t)role) % 2 == 0;
       gpu.arithmetic = c[i].arithmetic;
       gpu.generated = role == 1;
       // f8 arithmetic of prompts rounds activations to four bits: 2^-5 a product, some of it in each of three
       double tol = c[i].arithmetic == FM_F32 ? F32_TOL : c[i].arithmetic == FM_F8_E4M3 && role == 0 ? 0.06 : BF16_TOL;
-      double off = run_experts(c[i].n, c[i].n_exp, c[i].k, c[i].d, c[i].m, c[i].wide, c[i].t, c[i].skew, &alone);
+      double off = run_experts(c[i].n, c[i].n_exp, c[i].k, c[i].d, c[i].m, c[i].wide, c[i].t, c[i].skew, choose, &alone);
       check(off < tol, c[i].name, off);
       check(alone, "... the same bits alone and in parts", 0);
     }
@@ -630,7 +705,7 @@ static void test_memory(void) {
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
     { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention },
-    { "nan", test_nan }, { "draw", test_draw }, { "route", test_route }, { "experts", test_experts }, { "memory", test_memory } };
+    { "fresh", test_fresh }, { "nan", test_nan }, { "draw", test_draw }, { "route", test_route }, { "experts", test_experts }, { "memory", test_memory } };
   fm_error err;
   if (fm_ctx_open(&gpu, "cuda", 0, &err) != FM_OK) {
     printf("skip - the CUDA device: %s\n", err.message);
