@@ -85,18 +85,6 @@ __device__ __forceinline__ void fm_go_on() {
 #endif
 }
 
-/* Asks for `size` bytes (whole 16s) to be brought near: into the second-level cache. By one thread. */
-__device__ __forceinline__ void fm_bring(const char *p, uint32_t size) {
-#if __CUDA_ARCH__ >= 900
-  if (size) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" :: "l"(p), "r"(size) : "memory");
-#endif
-}
-/* This block's share of them. */
-__device__ __forceinline__ void fm_bring_share(const char *p, int64_t size) {
-  int64_t share = (size / gridDim.x + 127) / 128 * 128, from = blockIdx.x * share;
-  if (from < size) fm_bring((const char *)((uintptr_t)(p + from) & ~(uintptr_t)15), (uint32_t)(min(share, size - from) & ~15));
-}
-
 __device__ __forceinline__ float fm_warp_sum(float v) {
   for (int o = 16; o; o >>= 1) v += __shfl_xor_sync(~0u, v, o);
   return v;

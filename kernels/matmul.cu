@@ -166,12 +166,21 @@ static fm_status plain(fm_ctx *c, const fm_mm *m) {
 
 /* ---- skinny ---- */
 
-template <int F8, int NT, bool STAGED, int RING>
-__global__ void __launch_bounds__(256, NT > 4 ? 1 : 2) skinny_kernel(const __grid_constant__ fm_skinny_list list) {
+struct skinny_item { fm_dmat w; const float *bias; float *out; int64_t ldo; int add; };
+/* Products of one input: staged by every block, or made before (x16, rows of 16 bits, and factor). */
+struct skinny_list {
+  skinny_item item[4];
+  int n_items, tiles;
+  fm_source in;
+  const uint16_t *x16;
+  const float *factor;
+};
+
+template <int F8, int NT, bool STAGED> __global__ void __launch_bounds__(256, NT > 4 ? 1 : 2) skinny_kernel(const __grid_constant__ skinny_list list) {
   extern __shared__ __align__(16) char shared[];
   __shared__ fm_group group[4];
   __shared__ float factor[FM_STAGED_ROWS];
-  using S = fm_stream<F8, NT, RING>;
+  using S = fm_stream<F8, NT>;
   constexpr int EACH = (16 * NT * 8 + 255) / 256;          // answers of a thread
   int n = list.in.n, pitch = STAGED ? fm_pitch<F8>(list.in.cols) : list.in.cols;
   int first = blockIdx.y * (NT * 8), step = gridDim.y * (NT * 8);          // tokens of this block
@@ -191,7 +200,7 @@ __global__ void __launch_bounds__(256, NT > 4 ? 1 : 2) skinny_kernel(const __gri
   float *red = (float *)(shared + S::RINGS);
   uint32_t turn = 0;
   for (fm_place at = { 0, (int)blockIdx.x, 0 }; tiles.settle(at); tiles.step(at)) {
-    const fm_skinny_item &j = list.item[at.group];
+    const skinny_item &j = list.item[at.group];
     for (int i0 = first; i0 < n; i0 += step, turn ^= 1) {
       float acc[NT][4] = {}, *sum = red + turn * (8 * 16 * NT * 8), before[EACH];
       const uint16_t *x[NT];
@@ -219,20 +228,19 @@ __global__ void __launch_bounds__(256, NT > 4 ? 1 : 2) skinny_kernel(const __gri
   }
 }
 
-template <int F8, int NT, bool STAGED, int RING = fm_ring(NT)> static void skinny_launch(fm_ctx *c, const fm_skinny_list *l) {
+template <int F8, int NT, bool STAGED> static void skinny_launch(fm_ctx *c, const skinny_list *l) {
   int n_sm = fm_cuda_of(c)->n_sm * FM_PER_SM, turns = (l->in.n + NT * 8 - 1) / (NT * 8), share = n_sm / l->tiles;
   dim3 grid((unsigned)(l->tiles < n_sm ? l->tiles : n_sm), (unsigned)(share < 1 ? 1 : share < turns ? share : turns));
-  auto kernel = skinny_kernel<F8, NT, STAGED, RING>;
-  size_t shared = fm_stream<F8, NT, RING>::SHARED + (STAGED ? l->in.n * fm_pitch<F8>(l->in.cols) * sizeof(uint16_t) : 0);
+  auto kernel = skinny_kernel<F8, NT, STAGED>;
+  size_t shared = fm_stream<F8, NT>::SHARED + (STAGED ? l->in.n * fm_pitch<F8>(l->in.cols) * sizeof(uint16_t) : 0);
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
   fm_launch(c, kernel, grid, 256, shared, *l);
 }
 
-template <int F8> static fm_status skinny_run(fm_ctx *c, fm_skinny_list *l) {
+template <int F8> static fm_status skinny_run(fm_ctx *c, skinny_list *l) {
   int64_t n = l->in.n, cols = l->in.cols;
   if (n <= FM_STAGED_ROWS && n * fm_pitch<F8>(cols) * sizeof(uint16_t) <= FM_STAGED_BYTES) {
-    if (!F8 && n == 1) skinny_launch<0, 1, true, 3>(c, l);       // a tile of 2,048 columns at once
-    else skinny_launch<F8, 1, true>(c, l);
+    skinny_launch<F8, 1, true>(c, l);
     return fm_cuda_launched(c, "a product of few rows");
   }
   uint16_t *x16;
@@ -244,13 +252,13 @@ template <int F8> static fm_status skinny_run(fm_ctx *c, fm_skinny_list *l) {
   if (n <= 8) skinny_launch<F8, 1, false>(c, l);
   else if (n <= 16) skinny_launch<F8, 2, false>(c, l);
   else if (n <= 32) skinny_launch<F8, 4, false>(c, l);
-  else if (n > 64 || !fm_cluster_run(c, F8, l)) skinny_launch<F8, 8, false>(c, l);
+  else skinny_launch<F8, 8, false>(c, l);
   return fm_cuda_launched(c, "a product of few rows");
 }
 
 /* A run of up to four products of one dtype and one input. */
 static fm_status skinny(fm_ctx *c, const fm_mm *mm, int64_t n_mm) {
-  fm_skinny_list l = { .n_items = (int)n_mm, .in = { mm->x, mm->norm, mm->up, mm->ldx, mm->eps, (int)mm->n, (int)mm->w->cols } };
+  skinny_list l = { .n_items = (int)n_mm, .in = { mm->x, mm->norm, mm->up, mm->ldx, mm->eps, (int)mm->n, (int)mm->w->cols } };
   for (int64_t i = 0; i < n_mm; i++) {
     l.item[i] = { fm_dmat_of(mm[i].w), mm[i].bias, mm[i].out, mm[i].ldo, mm[i].add };
     l.tiles += (int)((mm[i].w->rows + 15) / 16);

@@ -11,12 +11,8 @@
 #include "skinny.cuh"
 
 constexpr int MOST_SLOTS = 16, MOST_CHOICE = 64;         /* of experts that the ninth warp chooses from: two a lane */
-constexpr int AHEAD = 2;                 /* groups of down that gate and up bring near when their own weights are under way */
-constexpr int SOON = 60;                 /* per cent of the next operation's weights that down brings near in the same way */
 constexpr int PAIR_RING = 3;             /* slots of a ring of gate and up */
 constexpr size_t STAGED = 48 << 10;      /* bytes of all slots' inputs of down that a block keeps */
-
-struct fm_near { const char *p; int64_t size; };
 
 struct one_job {
   stack gate, up, down;
@@ -27,13 +23,13 @@ struct one_job {
   fm_source in;                          /* one row */
   uint16_t *h, *shared_h;                /* (slots, width), (shared width): bf16 */
   float *out;
-  fm_near soon[2];                       /* what down brings near */
 };
 
 /* By a warp of its own: what is chosen, and the groups that this makes. Rehearsed on zeros, as route_kernel is. */
-__device__ __forceinline__ void one_choose(const one_job &j, fm_group *group, int *chosen) {
+__device__ __forceinline__ void one_choose(const one_job &j, fm_group *group) {
   __shared__ uint32_t room[2 * MOST_CHOICE + MOST_SLOTS];
   __shared__ float weight[MOST_SLOTS];
+  __shared__ int chosen[MOST_SLOTS];
   int lane = threadIdx.x & 31;
   if (!j.choose) fm_wait();
 #pragma unroll 1
@@ -46,17 +42,8 @@ __device__ __forceinline__ void one_choose(const one_job &j, fm_group *group, in
   }
   if (lane >= j.slots) return;
   int e = j.choose ? chosen[lane] : j.id[lane];
-  chosen[lane] = e;
   group[1 + lane] = fm_group_of<true>(fm_pick(j.gate, e), fm_pick(j.up, e), 1);
   if (j.choose && blockIdx.x == 0) j.id[lane] = e, j.weight[lane] = weight[lane];
-}
-
-/* By a warp: the groups that down begins with, in the order in which it comes to them. */
-template <int F8> __device__ __forceinline__ void one_ahead(const one_job &j, const int *chosen) {
-  int g = threadIdx.x & 31, turn = g < j.split ? 2 * g : 2 * (g - j.split) + 1;
-  if (g > j.slots || turn >= AHEAD) return;
-  fm_dmat w = g ? fm_pick(j.down, chosen[g - 1]) : j.shared_down;
-  fm_bring_share(w.data, w.rows * w.cols * (F8 ? 1 : 2));
 }
 
 /* Group 0: the shared expert (without tiles where there is none); then a group a slot, once the choice is known. Eight warps make
@@ -65,7 +52,6 @@ template <int F8> __global__ void __launch_bounds__(288, 2) one_gate_up_kernel(c
   extern __shared__ __align__(16) char shared[];
   __shared__ fm_group group[MOST_SLOTS + 1];
   __shared__ float factor[FM_STAGED_ROWS], red[2][8][16];
-  __shared__ int chosen[MOST_SLOTS];
   using S = fm_stream<F8, 1, PAIR_RING>;
   uint16_t *staged = (uint16_t *)(shared + S::RINGS);
   fm_list<true, false> tiles = { group, 1 + j.slots, 1, 0 };
@@ -74,7 +60,7 @@ template <int F8> __global__ void __launch_bounds__(288, 2) one_gate_up_kernel(c
   if (threadIdx.x == 0) group[0] = fm_group_of<true>(j.shared_gate, j.shared_up, 1);
   __syncthreads();
   if (threadIdx.x >= 256) {
-    one_choose(j, group, chosen);
+    one_choose(j, group);
     __syncthreads();
     return;
   }
@@ -87,10 +73,8 @@ template <int F8> __global__ void __launch_bounds__(288, 2) one_gate_up_kernel(c
   s.fill(tiles);
   const uint16_t *const x[1] = { s.lane < 4 ? staged : nullptr };
   uint32_t turn = 0;
-  bool ahead = s.warp == 7;
   for (fm_place at = { 0, (int)blockIdx.x, 0 }; tiles.settle(at); tiles.step(at), turn ^= 1) {
     float acc[1][4] = {};
-    if (ahead && !s.open(tiles)) one_ahead<F8>(j, chosen), ahead = false;
     s.run(acc, j.in.cols, tiles, x);
     if (s.lane % 4 == 0) red[turn][s.warp][s.lane / 4] = acc[0][0], red[turn][s.warp][s.lane / 4 + 8] = acc[0][2];
     fm_sync_256();
@@ -104,7 +88,6 @@ template <int F8> __global__ void __launch_bounds__(288, 2) one_gate_up_kernel(c
     if (threadIdx.x < 8 && row < rows)
       (at.group ? j.h + (at.group - 1) * rows : j.shared_h)[row] = __bfloat16_as_ushort(__float2bfloat16_rn(fm_silu(v) * up));
   }
-  if (ahead) one_ahead<F8>(j, chosen);
 }
 
 /* out += the weighted sum of the slots, then the shared expert's; thread r: row r of the tile. red: (groups, 8 warps, 16). */
@@ -158,7 +141,6 @@ template <int F8> __global__ void __launch_bounds__(512) one_down_kernel(const _
     float before = mine ? j.out[tile * 16 + threadIdx.x] : 0;
     for (int g = begin; g < end; g++) {
       float acc[1][4] = {};
-      if (second && g == end - 1 && s.warp == 0 && s.lane < 2 && tile + gridDim.x >= rounds.tiles) fm_bring_share(j.soon[s.lane].p, j.soon[s.lane].size);
       const uint16_t *const x[1] = { s.lane < 4 ? staged + (g ? wide + (g - 1) * m : 0) : nullptr };
       s.run(acc, g ? m : wide, rounds, x);
       if (s.lane % 4 == 0) red[g][s.warp][s.lane / 4] = acc[0][0], red[g][s.warp][s.lane / 4 + 8] = acc[0][2];
@@ -205,9 +187,6 @@ fm_status fm_moe_one(fm_ctx *c, float *out, const float *x, const int32_t *id, c
   one_job j = { .gate = *gate, .up = *up, .down = *down, .id = (int32_t *)id, .weight = (float *)weight, .choose = fm_moe_one_chooses(e),
                 .slots = (int)e->top_k, .in = { x, e->norm, NULL, e->hidden_size, e->eps, 1, (int)e->hidden_size }, .out = out };
   if (j.choose) j.rule = fm_choice_of(e->choose->rule, e->choose->logits, e->choose->bias);
-  for (int i = 0; i < 2; i++)
-    if (e->soon[i] && e->soon[i]->data)
-      j.soon[i] = { (const char *)e->soon[i]->data, e->soon[i]->rows * e->soon[i]->cols * (e->soon[i]->dtype == FM_F8_E4M3 ? 1 : 2) * SOON / 100 };
   TRY(fm_cuda_take_n(c, &j.h, e->top_k * e->moe_intermediate_size));
   if (e->shared_gate) {
     TRY(fm_cuda_take_n(c, &j.shared_h, e->shared_gate->rows));

@@ -180,7 +180,7 @@ struct fm_place { int group, tile, rep; };
 /* The groups of a kernel, in shared memory; their weights are asked for as soon as they are known. ROUNDS: all have tiles of the
    same answers, and a tile is made of all groups before the next one is. */
 template <bool PAIR, bool ROUNDS> struct fm_list {
-  static constexpr bool PAIRED = PAIR;
+  static constexpr int R = PAIR ? 8 : 16;                                    /* rows of the answer a tile */
   const fm_group *group;
   int n, known, tiles;                   /* tiles: ROUNDS */
   /* Whether there is a tile at p; moves it into its group first. */
@@ -227,7 +227,7 @@ template <int F8, int NT, int RING = fm_ring(NT)> struct fm_stream {
   static constexpr int WARP = RING * (SLOT + (F8 ? STEPS * 8 : 0));          /* a warp's slots, then their scales: (step, top or bottom) */
   static constexpr size_t RINGS = 8 * (size_t)WARP, SUMS = 2 * 8 * 16 * NT * 8 * sizeof(float), SHARED = RINGS + SUMS;
   uint32_t ring, give, take;             /* shared address; slots to ask into and to take from */
-  int warp, lane, part, asked;           /* part of K that the warp sums: its own of a block's, or all warps' of a cluster's */
+  int warp, lane, asked;
   /* where asking has come to: the tile to open next, what is left of the open one */
   fm_place next;
   const char *top, *bottom;              /* this lane's row and column */
@@ -236,12 +236,11 @@ template <int F8, int NT, int RING = fm_ring(NT)> struct fm_stream {
 
   __device__ __forceinline__ void range(int n_cols, int *from, int *to) const {
     int parts = (n_cols + PART - 1) / PART;
-    *from = part * parts / 8 * PART, *to = (part + 1) * parts / 8 * PART;
+    *from = warp * parts / 8 * PART, *to = (warp + 1) * parts / 8 * PART;
   }
 
   /* Opens tiles until one has something for this warp; false behind the last, and where the list does not know yet. */
-  template <typename L> __device__ __forceinline__ bool open(const L &list) {
-    constexpr bool PAIR = L::PAIRED;
+  template <bool PAIR, bool ROUNDS> __device__ __forceinline__ bool open(const fm_list<PAIR, ROUNDS> &list) {
     constexpr int BYTES = F8 ? 1 : 2, R = PAIR ? 8 : 16;
     while (k >= end) {
       if (!list.settle(next)) return false;
@@ -283,7 +282,7 @@ template <int F8, int NT, int RING = fm_ring(NT)> struct fm_stream {
   }
 
   __device__ __forceinline__ void begin(char *shared) {
-    warp = part = (threadIdx.x >> 5) % 8, lane = threadIdx.x & 31;
+    warp = (threadIdx.x >> 5) % 8, lane = threadIdx.x & 31;
     ring = (uint32_t)__cvta_generic_to_shared(shared) + (threadIdx.x >> 5) * WARP;
     give = take = 0, asked = 0;
     next = { 0, (int)blockIdx.x, 0 }, k = end = 0;
@@ -370,19 +369,6 @@ template <int NT> __device__ __forceinline__ float fm_skinny_sum(const float *re
 }
 
 constexpr int FM_PER_SM = 2;             /* blocks on a multiprocessor */
-
-struct fm_skinny_item { fm_dmat w; const float *bias; float *out; int64_t ldo; int add; };
-/* Products of one input: staged by every block, or made before (x16, rows of 16 bits, and factor). */
-struct fm_skinny_list {
-  fm_skinny_item item[4];
-  int n_items, tiles;
-  fm_source in;
-  const uint16_t *x16;
-  const float *factor;
-};
-
-/* Products of up to 64 rows by clusters, the same sums; false: not on this device, or not of this size. */
-bool fm_cluster_run(fm_ctx *c, bool f8, const fm_skinny_list *l);
 
 /* Weights that the skinny kernels can read: 16-byte rows; and a device whose multiprocessors have room for two blocks' rings. */
 inline bool fm_skinny_fits(fm_ctx *c, const fm_mat *w) {

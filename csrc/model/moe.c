@@ -61,13 +61,6 @@ static fm_route rule_of(const fm_config *g) {
                      .norm_topk_prob = g->norm_topk_prob, .routed_scaling_factor = (float)g->routed_scaling_factor };
 }
 
-/* What the layer behind this one begins with. */
-static void say_soon(const fm_pass *p, const fm_mat *soon[2]) {
-  if (p->layer + 1 >= p->n_layers) return;
-  const fm_layer *next = &p->net->w->layer[p->layer + 1];
-  soon[0] = p->net->cfg->q_lora_rank ? &next->q_a : &next->q, soon[1] = &next->kv_a;
-}
-
 /* Counts choices; of ranks with the same rows the first one does. */
 static void count(const fm_pass *p, const int32_t *id) {
   int64_t n = p->n * p->net->cfg->num_experts_per_tok, *load = p->net->load;
@@ -100,7 +93,6 @@ fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
     return p->net->ep ? fm_spread_experts(p, l, id, weight, &e) : with_host(p, l, id, weight, &e);
   }
   e.choose = &gate;
-  say_soon(p, e.soon);
   TRY(p->net->tp ? with_parts(p, id, weight, &e) : fm_op_experts(c, p->x, p->x, id, weight, &e, p->n));
   count(p, id);
   return FM_OK;

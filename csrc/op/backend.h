@@ -137,7 +137,6 @@ typedef struct fm_experts {
   const float *norm; float eps;          /* x is RMS-normed first; NULL: as it is */
   const fm_mat *shared_gate, *shared_up, *shared_down;   /* what every row takes too, added last; NULL: none */
   const fm_gate *choose;                 /* the choice is made first, into the call's topk_id and topk_weight; NULL: it is there */
-  const fm_mat *soon[2];                 /* weights that the next operation reads, a hint; NULL: not known */
 } fm_experts;
 
 /* Rotation of `dim` elements a vector. cos, sin (n_pos, dim/2), amplitude included; pos (n) picks the table's row.
@@ -197,8 +196,8 @@ struct fm_backend {
      Valid until the next stage. */
   fm_status (*stage)(fm_ctx *c, void **host, int64_t size);
   fm_status (*send)(fm_ctx *c);
-  /* Operations between record and play are noted under key instead of done; play does them. *known: they are noted already,
-     and none is to be called. The same key means the same operations on the same addresses. */
+  /* Operations between record and play are noted under key instead of done, and play does them; a device may do them at once when a
+     key is new. *known: they are noted already, and none is to be called. The same key means the same operations on the same addresses. */
   fm_status (*record)(fm_ctx *c, const int64_t key[8], bool *known);
   fm_status (*play)(fm_ctx *c, bool good);          /* not good: what was noted is forgotten */
   /* *done: all that was asked for is done, and a download does not wait. NULL: operations are done when they return. */

@@ -185,7 +185,7 @@ static fm_status time_it(void *arg, int me, fm_error *err) {
     if (noted) CALL(c->ops->play(c, true));
     CALL(c->ops->download(c, &last, w.out[me], 1));
     double us = (now_us() - begun) / calls;
-    if (round && us < best) best = us;   // the first one notes
+    if (round && us < best) best = us;   // at first they are noted
   }
   timing.us[me] = best;
   return FM_OK;

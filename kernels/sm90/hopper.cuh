@@ -77,15 +77,16 @@ inline encode_fn encoder(void) {
 }
 
 /* Boxes of 128 bytes by box_rows, swizzled, over n matrices (rows, k) `step` bytes apart whose rows are `pitch` bytes apart;
-   step 0: one matrix, two coordinates. */
-inline bool make_map(CUtensorMap *m, bool f8, const void *data, int64_t k, int64_t rows, int64_t pitch, int64_t n, int64_t step, int box_rows) {
+   step 0: one matrix, two coordinates. fetch: what the second-level cache takes at least. */
+inline bool make_map(CUtensorMap *m, bool f8, const void *data, int64_t k, int64_t rows, int64_t pitch, int64_t n, int64_t step, int box_rows,
+                     CUtensorMapL2promotion fetch = CU_TENSOR_MAP_L2_PROMOTION_L2_256B) {
   encode_fn encode = encoder();
   cuuint64_t dim[3] = { (cuuint64_t)k, (cuuint64_t)rows, (cuuint64_t)n };
   cuuint64_t stride[2] = { (cuuint64_t)pitch, (cuuint64_t)step };
   cuuint32_t box[3] = { f8 ? 128u : 64u, (cuuint32_t)box_rows, 1 }, one[3] = { 1, 1, 1 };
   return encode && encode(m, f8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, step ? 3 : 2, (void *)data, dim,
                           stride, box, one, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                          CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+                          fetch, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
 #endif

@@ -299,10 +299,7 @@ template <int TILE, bool PAIR> __device__ void attend(const attn &a, char *q, ch
       for (int d = 0; d < 4; d++) multiply_values(acc, tile_desc(at + 8 * BOX + d * 32), value_desc(at + group * 4 * BOX + d * 2048));
       multiply_commit();
     };
-    auto let_queries_go = [&] {
-      __syncwarp();
-      if (lane == 0) bar_arrive(&b->q_empty[slot]);
-    };
+    auto let_queries_go = [&] { bar_arrive(&b->q_empty[slot]); };
     auto own = [&](int p, auto behind) { // a page of this warpgroup; behind: there is one before it
       uint32_t parity = (turn + p) >> 1 & 1, at = at_shared(page) + group * PAGE;
       float sc[32], keep[2];
@@ -380,7 +377,7 @@ __global__ void __launch_bounds__(384, 1) mla_kernel(const __grid_constant__ att
   char *q = (char *)(((uintptr_t)raw + 1023) / 1024 * 1024), *page = q + PAGE;
   state *b = (state *)(page + 2 * PAGE);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < 4; i++) bar_init(&b->q_full[i], 1), bar_init(&b->q_empty[i], 8);
+    for (int i = 0; i < 4; i++) bar_init(&b->q_full[i], 1), bar_init(&b->q_empty[i], 256);
     for (int i = 0; i < 4; i++) bar_init(&b->full[i / 2][i % 2], 1), bar_init(&b->empty[i / 2][i % 2], PAIR ? 8 : 4);
     for (int i = 0; i < 2; i++) bar_init(&b->weights[i], 128);
     bar_init(&b->sums, 128);
@@ -418,8 +415,9 @@ fm_status fm_mla_run(fm_ctx *c, const attn *x) {
   int64_t pairs = (int64_t)x->heads * x->n;
   int tile = pairs <= 16 * x->s.n ? 16 : pairs <= 32 * x->s.n ? 32 : 64;         // most spans have so many, or fewer
   // how many pages there are is not known here; none is asked for that is not there
+  CUtensorMapL2promotion fetch = tile == 16 ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B : CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
   if (!make_map(&qm, false, x->qa16, 576, pairs, 1152, 1, 0, tile) ||
-      !make_map(&km, false, x->k.base, 576, FM_PAGE, 1152, 1 << 24, x->k.page_stride, 64))
+      !make_map(&km, false, x->k.base, 576, FM_PAGE, 1152, 1 << 24, x->k.page_stride, 64, fetch))
     return fm_fail(&c->err, FM_EDEVICE, "cuda: no tensor map for the cache");
   if (x->heads % 128 == 0) return launch<64, true>(c, x, qm, km);
   return tile == 16 ? launch<16, false>(c, x, qm, km) : tile == 32 ? launch<32, false>(c, x, qm, km) : launch<64, false>(c, x, qm, km);
