@@ -85,6 +85,7 @@ $(BUILD)/test/lua_test: spec/c/lua_test.c $(BUILD)/libfathom.a
 $(BUILD)/test/client_test: spec/c/client_test.c $(BUILD)/obj/net/client.o $(BUILD)/obj/net/address.o $(BUILD)/obj/base/status.o $(BUILD)/obj/base/mem.o
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $^ $$(pkg-config --libs libcurl) -pthread
+$(BUILD)/test/comm_test: spec/c/world.h
 $(BUILD)/test/cuda_test: spec/c/cuda_test.c $(BUILD)/libfathom.a
 	@mkdir -p $(@D)
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
@@ -97,7 +98,7 @@ $(BUILD)/generate $(BUILD)/frames: $(BUILD)/%: examples/host/%.c $(BUILD)/libfat
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/roofline $(BUILD)/gpu: $(BUILD)/%: examples/bench/%.c examples/bench/v2lite.h $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
-$(BUILD)/comm: examples/bench/comm.c $(BUILD)/libfathom.a
+$(BUILD)/comm: examples/bench/comm.c spec/c/world.h $(BUILD)/libfathom.a
 	$(CC) $(CFLAGS) -o $@ $< $(BUILD)/libfathom.a $(LIBS)
 $(BUILD)/grouped: examples/bench/grouped.cu $(KERNELS) $(CUDA_BASE)
 	$(NVCC) -std=c++20 -O2 $(foreach a,$(CUDA_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Icsrc -Ikernels -cudart static -o $@ $^ -ldl

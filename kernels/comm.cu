@@ -293,6 +293,7 @@ static fm_status all_reduce(fm_ctx *c, fm_comm *comm, float *x, const float *par
   fm_member *m;
   TRY(ready(c, comm, &m));
   if (m->reached && fm_peer_can_add(len)) return fm_peer_add(c, &m->peers, x, part, len);
+  if (m->reached && fm_peer_can_add_long(&m->peers, len)) return fm_peer_add_long(c, &m->peers, x, part, len);
   int64_t used = c->slab_used;
   float *sum;
   TRY(fm_cuda_take_n(c, &sum, len));
@@ -310,6 +311,7 @@ static fm_status all_gather(fm_ctx *c, fm_comm *comm, void *out, const void *min
   bool even = true;
   char *to = (char *)out;
   TRY(ready(c, comm, &m));
+  if (m->reached) return fm_peer_gather(c, &m->peers, to, (const char *)mine, size);
   for (int r = 1; r < comm->n; r++) even = even && size[r] == size[0];
   if (even) return said(c, m, nccl().AllGather(mine, out, (size_t)size[0], ncclInt8, m->nccl, m->d->stream), "all_gather");
   nccl().GroupStart();
@@ -345,9 +347,32 @@ static fm_status broadcast(fm_ctx *c, fm_comm *comm, void *data, int64_t size, i
   return said(c, m, nccl().Broadcast(data, data, (size_t)size, ncclInt8, root, m->nccl, m->d->stream), "broadcast");
 }
 
+/* By NCCL all parts one behind the other, and then each to its columns. */
+static fm_status columns_by_nccl(fm_ctx *c, fm_member *m, float *out, const float *mine, int64_t n, const int64_t *width) {
+  int64_t size[FM_PEERS], all = 0, first = 0, used = c->slab_used;
+  float *parts;
+  for (int r = 0; r < m->comm.n; r++) size[r] = n * width[r] * 4, all += width[r];
+  TRY(fm_cuda_take_n(c, &parts, n * all));
+  TRY(all_gather(c, &m->comm, parts, mine, size));
+  for (int r = 0; r < m->comm.n && out; r++) {
+    cudaMemcpy2DAsync(out + first, (size_t)all * 4, parts + n * first, (size_t)width[r] * 4, (size_t)width[r] * 4, (size_t)n,
+                      cudaMemcpyDeviceToDevice, m->d->stream);
+    first += width[r];
+  }
+  c->slab_used = used;
+  return fm_cuda_launched(c, "all_columns");
+}
+
+static fm_status all_columns(fm_ctx *c, fm_comm *comm, float *out, const float *mine, int64_t n, const int64_t *width) {
+  fm_member *m;
+  TRY(ready(c, comm, &m));
+  if (m->reached && fm_peer_can_columns(n, width, comm->n)) return fm_peer_columns(c, &m->peers, out, mine, n, width);
+  return columns_by_nccl(c, m, out, mine, n, width);
+}
+
 const fm_collectives fm_cuda_collectives = {
   .found = found, .dissolve = dissolve, .join = join, .leave = leave, .barrier = barrier, .all_reduce = all_reduce,
-  .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast,
+  .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast, .all_columns = all_columns,
 };
 
 #else

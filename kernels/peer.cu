@@ -7,8 +7,8 @@
 ** add_kernel, for more: each rank writes its part into all others' memory, raises a flag there, waits for theirs, and adds.
 ** Two halves take turns in both: a rank that writes a half again has seen what the others sent after they had read it. A block's elements
 ** are always the same ones.
-** swap_kernel: each rank tells the others where it has something for them, and takes what they have; nobody goes on before all have
-** taken theirs.
+** All others (swap, gather, columns, long sums): each rank tells the others where it has something for them, and takes what they have; nobody
+** goes on before all have taken theirs.
 */
 #include "peer.cuh"
 
@@ -160,14 +160,55 @@ fm_status fm_peer_add(fm_ctx *c, const fm_peers *p, float *x, const float *part,
   return fm_cuda_launched(c, "all_reduce");
 }
 
-/* ---- exchanges ---- */
+/* ---- taking what others show ---- */
 
+struct peer_sizes { int64_t of[FM_PEERS]; };
 struct swap_sizes { int64_t out[FM_PEERS], in[FM_PEERS]; };
 
 __device__ __forceinline__ int64_t before(const int64_t *size, int r) {
   int64_t sum = 0;
   for (int i = 0; i < r; i++) sum += size[i];
   return sum;
+}
+
+/* Thread t shows rank t what show(t) is, and learns from it in from[t]; false: a wait was ended. *turn: of this call. */
+template <typename Show> __device__ bool meet(const fm_peers &p, const char **from, uint32_t *turn, Show show) {
+  int t = threadIdx.x;
+  bool good = true;
+  patience patient = { p.ended, 0, 0 };
+  *turn = p.turn[SWAP_TURN] + 1;
+  int64_t half = (int64_t)(*turn & 1) * p.n;
+  if (t < p.n && t != p.me) {
+    uint4 line;
+    uint64_t mine = (uint64_t)show(t);
+    if (blockIdx.x == 0) {
+      __threadfence_system();            // what is shown there was written by kernels before
+      put_line(posts(p, t) + half + p.me, (uint32_t)mine, (uint32_t)(mine >> 32), *turn);
+    }
+    good = await_line(line, posts(p, p.me) + half + t, *turn, patient);
+    from[t] = (const char *)((uint64_t)line.z << 32 | line.x);
+    __threadfence_system();
+  }
+  if (t == p.me) from[t] = show(t);
+  return __syncthreads_and(good);
+}
+
+/* Until all have taken what they were shown: the last block says so to the others, and waits for their word. */
+__device__ void part(const fm_peers &p, uint32_t turn) {
+  __shared__ bool last;
+  int t = threadIdx.x;
+  __syncthreads();
+  if (t == 0) {
+    __threadfence();
+    last = atomicAdd(&p.turn[SWAP_DONE], 1) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  if (t == 0) p.turn[SWAP_DONE] = 0, p.turn[SWAP_TURN] = turn;
+  if (t >= p.n || t == p.me) return;
+  __threadfence_system();
+  raise(taken(p, t) + p.me, turn);
+  await(taken(p, p.me) + t, turn, p.ended);
 }
 
 /* All threads of the grid together. Reading past L1: it may know what stood there before. */
@@ -189,50 +230,147 @@ __device__ void copy(char *to, const char *from, int64_t size) {
 
 __global__ void __launch_bounds__(SWAP_THREADS) swap_kernel(char *out, const char *in, swap_sizes z, fm_peers p) {
   __shared__ const char *from[FM_PEERS];
-  __shared__ bool last;
-  int t = threadIdx.x;
-  bool good = true;
-  patience patient = { p.ended, 0, 0 };
+  uint32_t turn;
   fm_wait();
   fm_go_on();
-  uint32_t turn = p.turn[SWAP_TURN] + 1;
-  int64_t half = (int64_t)(turn & 1) * p.n;
-  if (t < p.n && t != p.me) {
-    uint4 line;
-    uint64_t mine = (uint64_t)(in + before(z.in, t));
-    if (blockIdx.x == 0) {
-      __threadfence_system();            // what is shown there was written by kernels before
-      put_line(posts(p, t) + half + p.me, (uint32_t)mine, (uint32_t)(mine >> 32), turn);
-    }
-    good = await_line(line, posts(p, p.me) + half + t, turn, patient);
-    from[t] = (const char *)((uint64_t)line.z << 32 | line.x);
-    __threadfence_system();
-  }
-  if (t == p.me) from[t] = in + before(z.in, t);
-  if (!__syncthreads_and(good)) return;
+  if (!meet(p, from, &turn, [&](int t) { return in + before(z.in, t); })) return;
   for (int k = 1; k <= p.n; k++) {
     int r = (p.me + k) % p.n;
     copy(out + before(z.out, r), from[r], z.out[r]);
   }
-  __syncthreads();
-  if (t == 0) {
-    __threadfence();
-    last = atomicAdd(&p.turn[SWAP_DONE], 1) == gridDim.x - 1;
+  part(p, turn);
+}
+
+__global__ void __launch_bounds__(SWAP_THREADS) gather_kernel(char *out, const char *mine, peer_sizes z, fm_peers p) {
+  __shared__ const char *from[FM_PEERS];
+  uint32_t turn;
+  fm_wait();
+  fm_go_on();
+  if (!meet(p, from, &turn, [&](int) { return mine; })) return;
+  for (int k = 1; k <= p.n; k++) {
+    int r = (p.me + k) % p.n;
+    char *to = out + before(z.of, r);
+    if (to != from[r]) copy(to, from[r], z.of[r]);
   }
-  __syncthreads();
-  if (!last) return;
-  if (t == 0) p.turn[SWAP_DONE] = 0, p.turn[SWAP_TURN] = turn;
-  if (t >= p.n || t == p.me) return;
-  __threadfence_system();
-  raise(taken(p, t) + p.me, turn);
-  await(taken(p, p.me) + t, turn, p.ended);
+  part(p, turn);
+}
+
+/* V: float, or float4 where all widths and addresses are whole ones; n_v: widths in V. */
+template <typename V> __global__ void __launch_bounds__(SWAP_THREADS) columns_kernel(V *out, const V *mine, int n, peer_sizes n_v, fm_peers p) {
+  __shared__ const char *from[FM_PEERS];
+  uint32_t turn;
+  fm_wait();
+  fm_go_on();
+  if (!meet(p, from, &turn, [&](int) { return (const char *)mine; })) return;
+  int64_t all = before(n_v.of, p.n);
+  for (int k = 1; k <= p.n && out; k++) {
+    int r = (p.me + k) % p.n, width = (int)n_v.of[r];
+    V *to = out + before(n_v.of, r);
+    for (int64_t i = (int64_t)blockIdx.x * SWAP_THREADS + threadIdx.x; i < (int64_t)n * width; i += (int64_t)gridDim.x * SWAP_THREADS) {
+      int row = (int)((uint32_t)i / (uint32_t)width), at = (int)((uint32_t)i % (uint32_t)width);
+      to[row * all + at] = __ldcg((const V *)from[r] + i);
+    }
+  }
+  part(p, turn);
+}
+
+__device__ __forceinline__ void add_eight(float (&sum)[8], const float *from, int64_t i) {
+  float4 a = __ldcg((const float4 *)from + 2 * i), b = __ldcg((const float4 *)from + 2 * i + 1);
+  sum[0] += a.x, sum[1] += a.y, sum[2] += a.z, sum[3] += a.w, sum[4] += b.x, sum[5] += b.y, sum[6] += b.z, sum[7] += b.w;
+}
+__device__ __forceinline__ void add_eight(float (&sum)[8], const bf16 *from, int64_t i) {
+  float v[8];
+  fm_eight<0>(v, __ldcg((const uint4 *)from + i));
+#pragma unroll
+  for (int e = 0; e < 8; e++) sum[e] += v[e];
+}
+
+/* Eight elements a thread; T: f32 or bf16. */
+template <typename T> __global__ void __launch_bounds__(SWAP_THREADS) long_kernel(float4 *x, const T *mine, int64_t eights, fm_peers p) {
+  __shared__ const char *from[FM_PEERS];
+  uint32_t turn;
+  fm_wait();
+  fm_go_on();
+  if (!meet(p, from, &turn, [&](int) { return (const char *)mine; })) return;
+  for (int64_t i = (int64_t)blockIdx.x * SWAP_THREADS + threadIdx.x; i < eights; i += (int64_t)gridDim.x * SWAP_THREADS) {
+    float4 a = x[2 * i], b = x[2 * i + 1];
+    float sum[8];
+#pragma unroll
+    for (int e = 0; e < 8; e++) sum[e] = -0.0f;            // adding to it changes nothing, not even a zero's sign
+    for (int r = 0; r < p.n; r++) add_eight(sum, (const T *)from[r], i);
+    x[2 * i] = { a.x + sum[0], a.y + sum[1], a.z + sum[2], a.w + sum[3] };
+    x[2 * i + 1] = { b.x + sum[4], b.y + sum[5], b.z + sum[6], b.w + sum[7] };
+  }
+  part(p, turn);
+}
+
+__global__ void __launch_bounds__(256) round_kernel(uint4 *out, const float4 *in, int64_t eights) {
+  int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
+  fm_wait();
+  fm_go_on();
+  if (i >= eights) return;
+  float4 a = in[2 * i], b = in[2 * i + 1];
+  out[i] = { fm_pack(a.x, a.y), fm_pack(a.z, a.w), fm_pack(b.x, b.y), fm_pack(b.z, b.w) };
+}
+
+static unsigned blocks_for(int64_t threads, int64_t most) {
+  int64_t blocks = (threads + SWAP_THREADS - 1) / SWAP_THREADS;
+  return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
 fm_status fm_peer_swap(fm_ctx *c, const fm_peers *p, char *out, const int64_t *out_size, const char *in, const int64_t *in_size) {
   swap_sizes z = {};
   int64_t size = 0;
   for (int r = 0; r < p->n; r++) z.out[r] = out_size[r], z.in[r] = in_size[r], size += out_size[r];
-  int64_t blocks = (size + SWAP_THREADS * 64 - 1) / (SWAP_THREADS * 64);
-  fm_launch(c, swap_kernel, (unsigned)(blocks < 1 ? 1 : blocks < SWAP_BLOCKS ? blocks : SWAP_BLOCKS), SWAP_THREADS, 0, out, in, z, *p);
+  fm_launch(c, swap_kernel, blocks_for(size / 64, SWAP_BLOCKS), SWAP_THREADS, 0, out, in, z, *p);
   return fm_cuda_launched(c, "all_to_all");
+}
+
+fm_status fm_peer_gather(fm_ctx *c, const fm_peers *p, char *out, const char *mine, const int64_t *size) {
+  peer_sizes z = {};
+  int64_t sum = 0;
+  for (int r = 0; r < p->n; r++) z.of[r] = size[r], sum += size[r];
+  fm_launch(c, gather_kernel, blocks_for(sum / 64, SWAP_BLOCKS), SWAP_THREADS, 0, out, mine, z, *p);
+  return fm_cuda_launched(c, "all_gather");
+}
+
+bool fm_peer_can_columns(int64_t n, const int64_t *width, int ranks) {
+  for (int r = 0; r < ranks; r++)
+    if (n * width[r] > INT32_MAX) return false;
+  return true;
+}
+
+fm_status fm_peer_columns(fm_ctx *c, const fm_peers *p, float *out, const float *mine, int64_t n, const int64_t *width) {
+  peer_sizes z = {}, z4 = {};
+  bool vectors = true;
+  int64_t sum = 0;
+  for (int r = 0; r < p->n; r++) {
+    z.of[r] = width[r], z4.of[r] = width[r] / 4, sum += n * width[r];
+    vectors = vectors && width[r] % 4 == 0;                // scratch begins at whole vectors everywhere
+  }
+  if (vectors && ((uintptr_t)out | (uintptr_t)mine) % 16)
+    return fm_fail(&c->err, FM_EINVAL, "all_columns: rows have to begin at multiples of 16 bytes");
+  unsigned blocks = blocks_for(sum / 16, SWAP_BLOCKS);
+  if (vectors) fm_launch(c, columns_kernel<float4>, blocks, SWAP_THREADS, 0, (float4 *)out, (const float4 *)mine, (int)n, z4, *p);
+  else fm_launch(c, columns_kernel<float>, blocks, SWAP_THREADS, 0, out, mine, (int)n, z, *p);
+  return fm_cuda_launched(c, "all_columns");
+}
+
+/* Everybody reads all parts of all: n - 1 times the bytes, of which two ranks send no more than by any other way. */
+bool fm_peer_can_add_long(const fm_peers *p, int64_t len) { return p->n == 2 && len % 8 == 0; }
+
+fm_status fm_peer_add_long(fm_ctx *c, const fm_peers *p, float *x, const float *mine, int64_t len) {
+  int64_t eights = len / 8, used = c->slab_used;
+  unsigned blocks = blocks_for(eights, 2 * fm_cuda_of(c)->n_sm);
+  if (((uintptr_t)x | (uintptr_t)mine) % 16) return fm_fail(&c->err, FM_EINVAL, "all_reduce: rows have to begin at multiples of 16 bytes");
+  if (c->arithmetic == FM_F32) {
+    fm_launch(c, long_kernel<float>, blocks, SWAP_THREADS, 0, (float4 *)x, mine, eights, *p);
+  } else {
+    bf16 *rounded;
+    TRY(fm_cuda_take_n(c, &rounded, len));
+    fm_launch(c, round_kernel, (unsigned)((eights + 255) / 256), 256, 0, (uint4 *)rounded, (const float4 *)mine, eights);
+    fm_launch(c, long_kernel<bf16>, blocks, SWAP_THREADS, 0, (float4 *)x, (const bf16 *)rounded, eights, *p);
+  }
+  c->slab_used = used;                   // what follows on the stream waits until all have taken it
+  return fm_cuda_launched(c, "all_reduce");
 }

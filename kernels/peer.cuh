@@ -24,7 +24,14 @@ int64_t fm_mailbox_size(int n);          /* bytes, for n ranks */
    aligned to 16 bytes. */
 bool      fm_peer_can_add(int64_t len);
 fm_status fm_peer_add(fm_ctx *c, const fm_peers *p, float *x, const float *part, int64_t len);
-/* fm_op_all_to_all; any sizes. */
+/* The same for many, where can_add_long says so; parts are rounded to bf16 unless the arithmetic is f32. */
+bool      fm_peer_can_add_long(const fm_peers *p, int64_t len);
+fm_status fm_peer_add_long(fm_ctx *c, const fm_peers *p, float *x, const float *mine, int64_t len);
+/* fm_op_all_to_all, fm_op_all_gather; any sizes. */
 fm_status fm_peer_swap(fm_ctx *c, const fm_peers *p, char *out, const int64_t *out_size, const char *in, const int64_t *in_size);
+fm_status fm_peer_gather(fm_ctx *c, const fm_peers *p, char *out, const char *mine, const int64_t *size);
+/* fm_op_all_columns, where can_columns says so. */
+bool      fm_peer_can_columns(int64_t n, const int64_t *width, int ranks);
+fm_status fm_peer_columns(fm_ctx *c, const fm_peers *p, float *out, const float *mine, int64_t n, const int64_t *width);
 
 #endif

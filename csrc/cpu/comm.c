@@ -112,7 +112,19 @@ static fm_status broadcast(fm_ctx *c, fm_comm *m, void *data, int64_t size, int 
   return meet(c, m);
 }
 
+static fm_status all_columns(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width) {
+  int64_t all = sum_of(width, m->n), first = 0;
+  const shown *at = show(m, (shown){ .data = mine, .sum = n * width[m->me] });
+  TRY(meet(c, m));
+  for (int r = 0; r < m->n; first += width[r++]) {
+    if (at[r].sum != n * width[r]) return differ(c, m, "all_columns", r, at[r].sum, n * width[r]);
+    for (int64_t i = 0; i < n && out && width[r]; i++)
+      memcpy(out + i * all + first, (const float *)at[r].data + i * width[r], (size_t)width[r] * sizeof *out);
+  }
+  return meet(c, m);
+}
+
 const fm_collectives fm_cpu_collectives = {
   .found = found, .dissolve = dissolve, .join = join, .leave = leave, .barrier = meet, .all_reduce = all_reduce,
-  .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast,
+  .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast, .all_columns = all_columns,
 };

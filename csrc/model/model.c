@@ -169,10 +169,25 @@ static fm_status hand_over(fm_pass *p) {
   return fm_op_all_to_all(p->net->c, p->net->pipe, p->x, out, p->x, in);
 }
 
+/* Logits of some final states; of ranks that have a part of the head each the first one is given all. */
+static fm_status head(fm_pass *p, const float *rows) {
+  fm_ctx *c = p->net->c;
+  const fm_weights *w = p->net->w;
+  int64_t v = w->head.rows, width[FM_MOST_RANKS];
+  int tp = fm_comm_size(p->net->tp), me = fm_comm_me(p->net->tp);
+  float *part = p->logits;
+  if (tp > 1) TRY(fm_scratch(c, &part, p->n_logits, v));
+  fm_mm mm = { .w = &w->head, .x = rows, .ldx = p->net->cfg->hidden_size, .out = part, .ldo = v, .n = p->n_logits };
+  TRY(fm_op_matmul(c, &mm, 1));
+  if (tp == 1) return FM_OK;
+  for (int r = 0; r < tp; r++) width[r] = fm_head_part(p->net->cfg, tp, r + 1) - fm_head_part(p->net->cfg, tp, r);
+  return fm_op_all_columns(c, p->net->tp, me ? NULL : p->logits, part, p->n_logits, width);
+}
+
 static fm_status finish(fm_pass *p) {
   fm_ctx *c = p->net->c;
   const fm_config *g = p->net->cfg;
-  int64_t d = g->hidden_size, v = g->vocab_size;
+  int64_t d = g->hidden_size;
   TRY(fm_op_rms_norm(c, p->hidden, d, p->x, d, p->mtp ? p->net->w->mtp.norm : p->net->w->norm, p->n, d,
                      (float)g->rms_norm_eps));
   if (!p->n_logits) return FM_OK;
@@ -182,9 +197,8 @@ static fm_status finish(fm_pass *p) {
     TRY(fm_scratch(c, &rows, p->n_logits, d));
     TRY(fm_op_embed(c, rows, &all, p->logit_row, p->n_logits));
   }
-  fm_mm mm = { .w = &p->net->w->head, .x = rows, .ldx = d, .out = p->logits, .ldo = v, .n = p->n_logits };
-  TRY(fm_op_matmul(c, &mm, 1));
-  return p->rule ? c->ops->draw(c, p->drawn, p->logits, p->rule, p->n_logits, v, p->net->n_valid) : FM_OK;
+  TRY(head(p, rows));
+  return p->rule ? c->ops->draw(c, p->drawn, p->logits, p->rule, p->n_logits, g->vocab_size, p->net->n_valid) : FM_OK;
 }
 
 /* Debug: what the operations that follow belong to. */
@@ -259,7 +273,7 @@ static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
   c->generated = p->n_prompt == 0 || (c->loose && p->n <= FEW);
   TRY(fm_scratch(c, &p->x, p->n, g->hidden_size));
   TRY(fm_scratch(c, &p->hidden, p->n, g->hidden_size));
-  TRY(fm_scratch(c, &p->logits, p->n_logits, g->vocab_size));
+  TRY(fm_scratch(c, &p->logits, fm_comm_me(p->net->tp) ? 0 : p->n_logits, g->vocab_size));
   TRY(fm_scratch_drawn(c, &p->drawn, p->n_logits));
   TRY(stage(p, segs, n_segs, c->ops->draw ? rule : NULL));
   if (p->mtp) TRY(gather_states(p, segs, n_segs, &h));

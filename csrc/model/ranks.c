@@ -138,7 +138,7 @@ fm_status fm_ranks_ready(fm_ranks *r, fm_net *net, fm_kv *kv, int64_t n_position
 
 /* ---- dealing ----------------------------------------------------------------------------------------------- */
 
-/* Rank k's own segments. Who only helps with rows that another one speaks for gives no logits. */
+/* Rank k's own segments. Logits are the last stage's. */
 static fm_status deal_to(const fm_ranks *r, fm_rank *k, const fm_seg *segs, int64_t n_segs, const fm_draw_rule *rule, fm_error *err) {
   int64_t n_rule = 0;
   k->n_segs = 0;
@@ -152,7 +152,7 @@ static fm_status deal_to(const fm_ranks *r, fm_rank *k, const fm_seg *segs, int6
     n_rule += s->n_logits;
     k->place[k->n_segs] = (struct fm_dealt){ s->row, s->logits_row };
     k->seg[k->n_segs] = *s;
-    if (k->shard.t || k->shard.stage + 1 < r->of.pp) k->seg[k->n_segs].n_logits = 0;
+    if (k->shard.stage + 1 < r->of.pp) k->seg[k->n_segs].n_logits = 0;
     k->n_segs++;
   }
   k->pass = (fm_pass){ .net = &k->net, .mark = fm_scratch_here(k->c) };
@@ -180,7 +180,7 @@ static fm_status begin_one(void *arg, int i, fm_error *err) {
     *err = k->c->err;
     return met;
   }
-  const fm_draw_rule *rule = r->pass->rule && k->n_segs ? k->rule : NULL;
+  const fm_draw_rule *rule = r->pass->rule && k->n_segs && !k->shard.t ? k->rule : NULL;
   fm_status status = fm_pass_begin(&k->pass, &k->net, k->seg, k->n_segs, r->pass->mtp, rule);
   k->c->generated = r->generated;        // whose rows are read by others' roles: a pass has one
   if (status != FM_OK) *err = k->c->err;
@@ -225,17 +225,21 @@ static void copy(const fm_rank *k, void *to, const void *from, int64_t size) {
   if (size) k->c->ops->copy(k->c->dev, to, from, size);
 }
 
-/* A rank's rows into their places among all. */
+/* A rank's rows into their places among all, neighbours at once. */
 static void gather(const fm_rank *k, float *to, const float *from, int64_t width) {
-  for (int64_t i = 0, row = 0; i < k->n_segs; row += k->seg[i++].n)
-    copy(k, to + k->place[i].row * width, from + row * width, k->seg[i].n * width * (int64_t)sizeof *to);
+  for (int64_t i = 0, row = 0, n; i < k->n_segs; row += n) {
+    int64_t first = k->place[i].row;
+    for (n = 0; i < k->n_segs && k->place[i].row == first + n; i++) n += k->seg[i].n;
+    copy(k, to + first * width, from + row * width, n * width * (int64_t)sizeof *to);
+  }
 }
 
 static void gather_logits(const fm_rank *k, const fm_pass *p, int64_t v) {
-  for (int64_t i = 0, row = 0; i < k->n_segs; row += k->seg[i++].n_logits) {
-    int64_t n = k->seg[i].n_logits;
-    copy(k, p->logits + k->place[i].logits_row * v, k->pass.logits + row * v, n * v * (int64_t)sizeof *p->logits);
-    if (p->rule) copy(k, p->drawn + k->place[i].logits_row, k->pass.drawn + row, n * (int64_t)sizeof *p->drawn);
+  for (int64_t i = 0, row = 0, n; i < k->n_segs; row += n) {
+    int64_t first = k->place[i].logits_row;
+    for (n = 0; i < k->n_segs && k->place[i].logits_row == first + n; i++) n += k->seg[i].n_logits;
+    copy(k, p->logits + first * v, k->pass.logits + row * v, n * v * (int64_t)sizeof *p->logits);
+    if (p->rule) copy(k, p->drawn + first, k->pass.drawn + row, n * (int64_t)sizeof *p->drawn);
   }
 }
 

@@ -67,8 +67,8 @@ static void ends_of(const fill *f, cut k, int64_t n, int64_t *a, int64_t *b) {
   const fm_shard *s = &f->w->shard;
   *a = 0, *b = n;
   if (k.way == WHOLE || s->of.tp == 1) return;
-  *a = k.unit * fm_part(n / k.unit, s->of.tp, s->t);
-  *b = s->t + 1 == s->of.tp ? n : k.unit * fm_part(n / k.unit, s->of.tp, s->t + 1);
+  *a = fm_part_of(n, k.unit, s->of.tp, s->t);
+  *b = fm_part_of(n, k.unit, s->of.tp, s->t + 1);
 }
 
 /* Memory that lives as long as the weights. */
@@ -346,6 +346,15 @@ static fm_status layer(fill *f, fm_layer *l) {
   return matrix(f, &f->w->mtp.eh_proj, "eh_proj.weight", d, 2 * d, whole);
 }
 
+/* The head's rows among the embedding's. */
+static void tie(fm_weights *w) {
+  int64_t first = w->head_first, n = w->head.rows;
+  w->head = w->embed;
+  w->head.rows = n;
+  w->head.data = (const char *)w->embed.data + first * w->embed.cols * fm_dtype_size(w->embed.dtype);
+  if (w->embed.scale) w->head.scale = w->embed.scale + first / 128 * ((w->embed.cols + 127) / 128);
+}
+
 static fm_status ends(fill *f) {
   const fm_config *g = f->cfg;
   const fm_shard *s = &f->w->shard;
@@ -354,11 +363,16 @@ static fm_status ends(fill *f) {
   if (ids) TRY(matrix(f, &f->w->embed, "model.embed_tokens.weight", g->vocab_size, g->hidden_size, whole));
   if (!last) return FM_OK;
   TRY(vector(f, &f->w->norm, "model.norm.weight", g->hidden_size, whole));
-  if (g->tie_word_embeddings) {
-    f->w->head = f->w->embed;
-    return FM_OK;
-  }
-  return matrix(f, &f->w->head, "lm_head.weight", g->vocab_size, g->hidden_size, whole);
+  int64_t first = fm_head_part(g, s->of.tp, s->t), n = fm_head_part(g, s->of.tp, s->t + 1) - first;
+  f->w->head_first = first;
+  f->w->tied = g->tie_word_embeddings;
+  if (!f->w->tied)
+    return matrix(f, &f->w->head, "lm_head.weight", g->vocab_size, g->hidden_size, (cut){ ROWS, g->vocab_size / 128 >= s->of.tp ? 128 : 1 });
+  f->w->head.rows = n;
+  if (f->w->embed.dtype == FM_F8_E4M3 && first % 128)
+    return fm_fail(f->err, FM_EUNSUPPORTED, "tp = %d: a tied f8 head of %lld ids is split inside of a block", s->of.tp, (long long)g->vocab_size);
+  tie(f->w);
+  return FM_OK;
 }
 
 fm_status fm_weights_fill(fm_weights *w, const fm_config *cfg, int64_t i, fm_reading reading, int64_t *bytes,
@@ -501,12 +515,11 @@ fm_status fm_weights_place(fm_weights *w, fm_ctx *c, bool *done, fm_error *err) 
   for (int64_t size = 0; w->n_placed < w->n_fresh && size < PIECE; w->n_placed++) {
     const struct fm_placing *p = &w->fresh[w->n_placed];
     int64_t step = placed_size(c, p);
-    const void *was = p->mat ? p->mat->data : NULL;
     if (place_one(c, p, w->place) != FM_OK) {
       if (err) *err = c->err;
       return c->err.code;
     }
-    if (p->mat == &w->embed && w->head.data == was) w->head = w->embed;   // tied
+    if (p->mat == &w->embed && w->tied) tie(w);
     w->place += step;
     size += step;
   }

@@ -35,7 +35,9 @@ typedef struct fm_weights {
   fm_store *store;
   bool borrows;                                  /* the store is somebody else's */
   fm_shard shard;                                /* how much of it all is filled: everything unless set before */
-  fm_mat embed, head;
+  fm_mat embed, head;                            /* head: of ids from head_first on; tied: those rows of embed */
+  int64_t head_first;
+  bool tied;
   const float *norm;
   fm_layer *layer;                               /* num_hidden_layers, then the MTP layer when asked for */
   int64_t n_layers;

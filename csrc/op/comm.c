@@ -44,3 +44,9 @@ fm_status fm_op_broadcast(fm_ctx *c, fm_comm *m, void *data, int64_t size, int r
   TRY(check(c, "broadcast", data, data, size));
   return m && size ? c->ops->comm->broadcast(c, m, data, size, root) : FM_OK;
 }
+
+fm_status fm_op_all_columns(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width) {
+  TRY(check(c, "all_columns", mine, mine, n * width[fm_comm_me(m)]));
+  if (!m) return fm_fail(&c->err, FM_EINVAL, "all_columns: a rank alone has them all");
+  return n ? c->ops->comm->all_columns(c, m, out, mine, n, width) : FM_OK;
+}

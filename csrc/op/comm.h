@@ -21,13 +21,16 @@ struct fm_collectives {
 
   fm_status (*barrier)(fm_ctx *c, fm_comm *m);
   /* x[i] += part of rank 0 [i] + part of rank 1 [i] + ..., i < len, summed in this order: every rank gets the same bits.
-     On GPUs x and part begin at multiples of 16 bytes, and sums of more than two are NCCL's, in its own order, when they are long. */
+     On GPUs x and part begin at multiples of 16 bytes; when they are long, parts are rounded to bf16 first where the arithmetic is not
+     f32, and sums of many are NCCL's, in its own order. */
   fm_status (*all_reduce)(fm_ctx *c, fm_comm *m, float *x, const float *part, int64_t len);
   /* out: the parts of all ranks one behind the other, size[r] bytes each; `mine` may already stand in its place there. */
   fm_status (*all_gather)(fm_ctx *c, fm_comm *m, void *out, const void *mine, const int64_t *size);
   /* in: parts for rank 0, 1, ..., in_size[r] bytes each, one behind the other; out: those that the ranks have for this one. */
   fm_status (*all_to_all)(fm_ctx *c, fm_comm *m, void *out, const int64_t *out_size, const void *in, const int64_t *in_size);
   fm_status (*broadcast)(fm_ctx *c, fm_comm *m, void *data, int64_t size, int root);
+  /* out (n, width[0] + width[1] + ...) f32: the ranks' columns side by side; mine (n, width[me]). out NULL: this rank has no use for them. */
+  fm_status (*all_columns)(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width);
 };
 
 /* The front door: a NULL comm is a group of one. */
@@ -38,6 +41,7 @@ fm_status fm_op_all_reduce(fm_ctx *c, fm_comm *m, float *x, const float *part, i
 fm_status fm_op_all_gather(fm_ctx *c, fm_comm *m, void *out, const void *mine, const int64_t *size);
 fm_status fm_op_all_to_all(fm_ctx *c, fm_comm *m, void *out, const int64_t *out_size, const void *in, const int64_t *in_size);
 fm_status fm_op_broadcast (fm_ctx *c, fm_comm *m, void *data, int64_t size, int root);
+fm_status fm_op_all_columns(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width);
 
 struct fm_comm { int me, n; };          /* first member of every device's own struct */
 

@@ -7,34 +7,17 @@
 ** usage: comm [ranks]
 */
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "op/comm.h"
-#include "op/op.h"
-#include "op/team.h"
+#include "../../spec/c/world.h"
 
-enum { MOST = 8, ROUNDS = 20, NOTED = 100 };
-static const int64_t LARGE = (int64_t)1 << 30;
+enum { MOST = WORLD, ROUNDS = 20, NOTED = 100 };
+static const int64_t LARGE = (int64_t)1 << 30;             /* bytes of each device's in and out */
 
-static struct world {
-  int n;
-  fm_team *team;
-  fm_group *group;
-  fm_ctx c[MOST];
-  fm_comm *comm[MOST];
-  char *in[MOST], *out[MOST];            /* LARGE bytes of each device */
-  bool good[MOST];
-  int absent;
-} w;
+static world w;
+static int absent;
 
-static double now_us(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec * 1e6 + (double)t.tv_nsec * 1e-3;
-}
+static double now_us(void) { return world_now_s() * 1e6; }
 
 static void must(fm_status status, const fm_error *err) {
   if (status == FM_OK) return;
@@ -47,80 +30,21 @@ static void must(fm_status status, const fm_error *err) {
 
 /* ---- what is said arrives ---- */
 
-static float part_of(int r, int64_t i, int round) { return (float)(r + 1) / (float)(i % 1000 + round + 3); }
-
-static fm_status sums(fm_ctx *c, int me, int round, int64_t len, fm_error *err) {
-  float *x = malloc((size_t)len * sizeof *x), *part = malloc((size_t)len * sizeof *part);
-  bool good = true;
-  for (int64_t i = 0; i < len; i++) x[i] = (float)(i % 77), part[i] = part_of(me, i, round);
-  CALL(c->ops->upload(c, w.out[me], x, len * 4));
-  CALL(c->ops->upload(c, w.in[me], part, len * 4));
-  CALL(fm_op_all_reduce(c, w.comm[me], (float *)(void *)w.out[me], (const float *)(const void *)w.in[me], len));
-  CALL(c->ops->download(c, x, w.out[me], len * 4));
-  for (int64_t i = 0; i < len; i++) {
-    float sum = part_of(0, i, round);
-    for (int r = 1; r < w.n; r++) sum += part_of(r, i, round);
-    float want = (float)(i % 77) + sum, off = x[i] - want;
-    good = good && (w.n == 2 ? off == 0 : off < 1e-4f && off > -1e-4f);      // NCCL's order with more than two is its own
-  }
-  free(x), free(part);
-  if (!good) w.good[me] = false;
-  return FM_OK;
-}
-
-static fm_status swaps(fm_ctx *c, int me, int round, fm_error *err) {
-  unsigned char in[MOST * 4000], out[MOST * 4000];
-  int64_t in_size[MOST], out_size[MOST], at = 0;
-  for (int r = 0; r < w.n; r++) {
-    in_size[r] = (me + 2 * r + round) % 4 * 1000;
-    out_size[r] = (r + 2 * me + round) % 4 * 1000;
-    memset(in + at, me * 16 + r, (size_t)in_size[r]);
-    at += in_size[r];
-  }
-  CALL(c->ops->upload(c, w.in[me], in, at));
-  CALL(fm_op_all_to_all(c, w.comm[me], w.out[me], out_size, w.in[me], in_size));
-  CALL(c->ops->download(c, out, w.out[me], sizeof out));
-  at = 0;
-  for (int r = 0; r < w.n; r++)
-    for (int64_t i = 0; i < out_size[r]; i++) w.good[me] = w.good[me] && out[at++] == r * 16 + me;
-  return FM_OK;
-}
-
-static fm_status gathers(fm_ctx *c, int me, int round, fm_error *err) {
-  unsigned char mine[4000], out[MOST * 4000];
-  int64_t size[MOST], at = 0;
-  for (int r = 0; r < w.n; r++) size[r] = round % 2 ? 1000 : (r + round) % 3 * 1000;
-  memset(mine, me + round, sizeof mine);
-  CALL(c->ops->upload(c, w.in[me], mine, sizeof mine));
-  CALL(fm_op_all_gather(c, w.comm[me], w.out[me], w.in[me], size));
-  CALL(c->ops->download(c, out, w.out[me], sizeof out));
-  for (int r = 0; r < w.n; r++)
-    for (int64_t i = 0; i < size[r]; i++) w.good[me] = w.good[me] && out[at++] == (unsigned char)(r + round);
-  return FM_OK;
-}
-
-static fm_status tells(fm_ctx *c, int me, int round, fm_error *err) {
-  int32_t data[5];
-  int root = round % w.n;
-  for (int i = 0; i < 5; i++) data[i] = me == root ? root * 100 + i : -1;
-  CALL(c->ops->upload(c, w.in[me], data, sizeof data));
-  CALL(fm_op_broadcast(c, w.comm[me], w.in[me], sizeof data, root));
-  CALL(c->ops->download(c, data, w.in[me], sizeof data));
-  for (int i = 0; i < 5; i++) w.good[me] = w.good[me] && data[i] == root * 100 + i;
-  return FM_OK;
-}
-
 static fm_status talk(void *arg, int me, fm_error *err) {
-  static const int64_t length[] = { 4, 1003, 2048, 65536, 65540, 300000 };
+  enum { FEW = 65536 };                  // floats that are summed as they are
+  static const int64_t length[] = { 4, 1003, 2048, 65536, 65544, 65544, 300000 };
   fm_ctx *c = &w.c[me];
   (void)arg;
   c->ops->enter(c->dev);
   w.good[me] = true;
   for (int round = 0; round < ROUNDS; round++) {
-    TRY(sums(c, me, round, length[round % 6], err));
-    TRY(swaps(c, me, round, err));
-    TRY(gathers(c, me, round, err));
-    TRY(tells(c, me, round, err));
+    bool rounded = round % 2;
+    c->arithmetic = rounded ? FM_BF16 : FM_F32;
+    CALL(world_sums(&w, me, round, length[round % 7], rounded && length[round % 7] > FEW));
+    CALL(world_swaps(&w, me, round, 1000));
+    CALL(world_gathers(&w, me, round, round % 3 == 0));
+    CALL(world_tells(&w, me, round));
+    CALL(world_columns(&w, me, round, round % 2));
     CALL(fm_op_barrier(c, w.comm[me]));
   }
   return FM_OK;
@@ -133,7 +57,7 @@ static fm_status absence(void *arg, int me, fm_error *err) {
   char last;
   (void)arg;
   c->ops->enter(c->dev);
-  if (me == w.absent) return nanosleep(&(struct timespec){ .tv_sec = 2, .tv_nsec = 300000000 }, NULL), FM_OK;
+  if (me == absent) return nanosleep(&(struct timespec){ .tv_sec = 2, .tv_nsec = 300000000 }, NULL), FM_OK;
   CALL(fm_op_all_reduce(c, w.comm[me], (float *)(void *)w.out[me], (const float *)(const void *)w.in[me], 4096));
   CALL(c->ops->download(c, &last, w.out[me], 1));
   return FM_OK;
@@ -142,13 +66,12 @@ static fm_status absence(void *arg, int me, fm_error *err) {
 /* It comes back before the team counts it as lost: that is after the limit of 2 s and a half more. */
 static void lose_one(void) {
   fm_error err = { 0 };
-  for (w.absent = 0; w.absent < 2; w.absent++) {
+  for (absent = 0; absent < 2; absent++) {
     double begun = now_us();
     fm_status status = fm_team_run(w.team, absence, NULL, &err);
-    printf("rank %d stays away: after %.1f s \"%s\"\n", w.absent, (now_us() - begun) * 1e-6, status == FM_OK ? "nobody noticed" : err.message);
+    printf("rank %d stays away: after %.1f s \"%s\"\n", absent, (now_us() - begun) * 1e-6, status == FM_OK ? "nobody noticed" : err.message);
     must(fm_team_run(w.team, talk, NULL, &err), &err);
-    for (int r = 0; r < w.n; r++)
-      if (!w.good[r]) printf("not ok - after it the ranks no longer understand each other\n");
+    if (!world_good(&w)) printf("not ok - after it the ranks no longer understand each other\n");
   }
 }
 
@@ -245,8 +168,7 @@ int main(int argc, char **argv) {
   must(fm_team_run(w.team, open_rank, NULL, &err), &err);
   double begun = now_us();
   must(fm_team_run(w.team, talk, NULL, &err), &err);
-  bool good = true;
-  for (int r = 0; r < w.n; r++) good = good && w.good[r];
+  bool good = world_good(&w);
   printf("%d ranks, %d rounds of every collective: %s, in %.1f s\n", w.n, ROUNDS, good ? "all arrives" : "NOT WHAT WAS SAID",
          (now_us() - begun) * 1e-6);
   times();

@@ -3,13 +3,8 @@
 ** comes, a team that loses one.
 */
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
 
-#include "op/comm.h"
-#include "op/op.h"
-#include "op/team.h"
+#include "world.h"
 
 static int failures;
 
@@ -19,32 +14,20 @@ static void check(bool good, const char *sentence, int n) {
   failures += !good;
 }
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
-
-enum { MOST = 8, LEN = 1003, ROUNDS = 50 };
+enum { MOST = WORLD, ROUNDS = 50 };
 
 /* Static: a rank that is lost may go on to look at it. */
-static struct world {
-  int n;
-  fm_team *team;
-  fm_group *group;
-  fm_ctx c[MOST];
-  fm_comm *comm[MOST];
-  bool good[MOST];
-  int victim, kind;
-} w;
+static world w;
+static int victim, kind;
 
-extern struct world left_to_it;          /* what a lost rank may still use; not static, or nobody would be seen to hold it */
-struct world left_to_it;
+extern world left_to_it;          /* what a lost rank may still use; not static, or nobody would be seen to hold it */
+world left_to_it;
 
 static void leave(void) {
   for (int r = 0; r < w.n; r++) {
     if (w.comm[r]) w.c[r].ops->comm->leave(w.comm[r]);
     fm_ctx_close(&w.c[r]);
+    free(w.in[r]), free(w.out[r]);
   }
   fm_cpu_backend()->comm->dissolve(w.group);
 }
@@ -58,6 +41,7 @@ static void enter(int n, double limit_s) {
   for (int r = 0; r < n && good; r++) {
     good = fm_ctx_open(&w.c[r], "cpu", 1, &err) == FM_OK;
     good = good && w.c[r].ops->comm->join(&w.comm[r], w.group, w.c[r].dev, r, &err) == FM_OK;
+    w.in[r] = calloc(1, WORLD_ROOM), w.out[r] = calloc(1, WORLD_ROOM);
   }
   if (good) return;
   printf("not ok - no ranks: %s\n", err.message);
@@ -66,69 +50,23 @@ static void enter(int n, double limit_s) {
 
 /* ---- what is said arrives ---- */
 
-static bool sums(int me, int round) {
-  float x[LEN], part[LEN];
-  for (int i = 0; i < LEN; i++) x[i] = (float)i, part[i] = (float)(me + 1) / (float)(i + round + 3);
-  if (fm_op_all_reduce(&w.c[me], w.comm[me], x, part, LEN) != FM_OK) return false;
-  for (int i = 0; i < LEN; i++) {
-    float sum = 1.0f / (float)(i + round + 3);
-    for (int r = 1; r < w.n; r++) sum += (float)(r + 1) / (float)(i + round + 3);
-    if (x[i] != (float)i + sum) return false;
-  }
-  return true;
-}
-
-static bool gathers(int me, int round, bool in_place) {
-  unsigned char out[MOST * 40], mine[40];
-  int64_t size[MOST], at = 0, place = 0;
-  for (int r = 0; r < w.n; r++) size[r] = (r * 7 + round) % 3 ? (r + 1) * 4 + round % 5 : 0;
-  for (int r = 0; r < me; r++) place += size[r];
-  unsigned char *from = in_place ? out + place : mine;
-  memset(from, me + round, (size_t)size[me]);
-  if (fm_op_all_gather(&w.c[me], w.comm[me], out, from, size) != FM_OK) return false;
-  for (int r = 0; r < w.n; r++)
-    for (int64_t i = 0; i < size[r]; i++)
-      if (out[at++] != (unsigned char)(r + round)) return false;
-  return true;
-}
-
-/* Rank a has (a + 2 b + round) % 4 bytes for rank b. */
-static bool swaps(int me, int round) {
-  unsigned char in[MOST * 4], out[MOST * 4];
-  int64_t in_size[MOST], out_size[MOST], at = 0;
-  for (int r = 0; r < w.n; r++) {
-    in_size[r] = (me + 2 * r + round) % 4;
-    out_size[r] = (r + 2 * me + round) % 4;
-    memset(in + at, me * 16 + r, (size_t)in_size[r]);
-    at += in_size[r];
-  }
-  if (fm_op_all_to_all(&w.c[me], w.comm[me], out, out_size, in, in_size) != FM_OK) return false;
-  at = 0;
-  for (int r = 0; r < w.n; r++)
-    for (int64_t i = 0; i < out_size[r]; i++)
-      if (out[at++] != r * 16 + me) return false;
-  return true;
-}
-
-static bool tells(int me, int round) {
-  int32_t data[5];
-  int root = round % w.n;
-  for (int i = 0; i < 5; i++) data[i] = me == root ? root * 100 + i : -1;
-  if (fm_op_broadcast(&w.c[me], w.comm[me], data, sizeof data, root) != FM_OK) return false;
-  for (int i = 0; i < 5; i++)
-    if (data[i] != root * 100 + i) return false;
-  return true;
+static fm_status one_round(int me, int round) {
+  TRY(world_sums(&w, me, round, 1003, false));
+  TRY(world_gathers(&w, me, round, false));
+  TRY(world_gathers(&w, me, round, true));
+  TRY(world_swaps(&w, me, round, 1));
+  TRY(world_tells(&w, me, round));
+  TRY(world_columns(&w, me, round, round % 2));
+  return fm_op_barrier(&w.c[me], w.comm[me]);
 }
 
 static fm_status talk(void *arg, int me, fm_error *err) {
+  fm_status status = FM_OK;
   (void)arg;
-  bool good = true;
-  for (int round = 0; round < ROUNDS && good; round++) {
-    good = sums(me, round) && gathers(me, round, false) && gathers(me, round, true) && swaps(me, round) && tells(me, round) &&
-           fm_op_barrier(&w.c[me], w.comm[me]) == FM_OK;
-  }
-  w.good[me] = good;
-  return good ? FM_OK : fm_fail(err, FM_EFORMAT, "not what was said: %.200s", w.c[me].err.message);
+  w.good[me] = true;
+  for (int round = 0; round < ROUNDS && status == FM_OK; round++) status = one_round(me, round);
+  w.good[me] = w.good[me] && status == FM_OK;
+  return w.good[me] ? FM_OK : fm_fail(err, FM_EFORMAT, "not what was said: %.200s", w.c[me].err.message);
 }
 
 static void conversations(void) {
@@ -136,8 +74,7 @@ static void conversations(void) {
     fm_error err;
     enter(n, 20);
     bool good = fm_team_run(w.team, talk, NULL, &err) == FM_OK && fm_team_run(w.team, talk, NULL, &err) == FM_OK;
-    for (int r = 0; r < n; r++) good = good && w.good[r];
-    check(good, "sums, gathers, exchanges and broadcasts of uneven parts arrive", n);
+    check(good && world_good(&w), "sums, gathers, exchanges, broadcasts and columns of uneven parts arrive", n);
     check(fm_team_free(w.team), "a team whose work is done ends", n);
     leave();
   }
@@ -152,10 +89,10 @@ static fm_status trouble(void *arg, int me, fm_error *err) {
   fm_ctx *c = &w.c[me];
   int32_t x[4] = { 0 };
   for (int round = 0; round < 8; round++) {
-    bool mine = me == w.victim && round == 3;
-    if (mine && w.kind == FAILS) return fm_fail(err, FM_EMEMORY, "this rank has no memory left");
-    if (mine && w.kind == ABSENT) nanosleep(&(struct timespec){ .tv_sec = 1, .tv_nsec = 500000000 }, NULL);
-    if (fm_op_broadcast(c, w.comm[me], x, mine && w.kind == DIFFERS ? 8 : 16, round % w.n) == FM_OK) continue;
+    bool mine = me == victim && round == 3;
+    if (mine && kind == FAILS) return fm_fail(err, FM_EMEMORY, "this rank has no memory left");
+    if (mine && kind == ABSENT) nanosleep(&(struct timespec){ .tv_sec = 1, .tv_nsec = 500000000 }, NULL);
+    if (fm_op_broadcast(c, w.comm[me], x, mine && kind == DIFFERS ? 8 : 16, round % w.n) == FM_OK) continue;
     *err = c->err;
     return err->code;
   }
@@ -164,18 +101,18 @@ static fm_status trouble(void *arg, int me, fm_error *err) {
 
 static void one_fails(int n) {
   fm_error err = { 0 };
-  for (w.victim = 0; w.victim < n; w.victim++) {
-    double begin = now();
-    w.kind = FAILS;
+  for (victim = 0; victim < n; victim++) {
+    double begin = world_now_s();
+    kind = FAILS;
     fm_status status = fm_team_run(w.team, trouble, NULL, &err);
     char who[32];
-    snprintf(who, sizeof who, "rank %d of %d: this rank", w.victim, n);
-    if (status == FM_EMEMORY && strncmp(err.message, who, strlen(who)) == 0 && now() - begin < 1) continue;
+    snprintf(who, sizeof who, "rank %d of %d: this rank", victim, n);
+    if (status == FM_EMEMORY && strncmp(err.message, who, strlen(who)) == 0 && world_now_s() - begin < 1) continue;
     check(false, "a rank's failure ends the others' waits", n);
     return;
   }
   check(true, "a rank's failure ends the others' waits, and is what is told", n);
-  w.kind = FAILS, w.victim = -1;
+  kind = FAILS, victim = -1;
   check(fm_team_run(w.team, trouble, NULL, &err) == FM_OK, "and the next step goes well", n);
 }
 
@@ -184,15 +121,15 @@ static void aborts(void) {
     fm_error err = { 0 };
     enter(n, 20);
     one_fails(n);
-    w.kind = DIFFERS, w.victim = n - 1;
+    kind = DIFFERS, victim = n - 1;
     check(fm_team_run(w.team, trouble, NULL, &err) == FM_EINVAL && strstr(err.message, "expects"), "sizes that differ are told", n);
     fm_team_free(w.team);
     leave();
     enter(n, 0.4);
-    w.kind = ABSENT, w.victim = 1;
-    double begin = now();
+    kind = ABSENT, victim = 1;
+    double begin = world_now_s();
     fm_status status = fm_team_run(w.team, trouble, NULL, &err);
-    check(status == FM_EDEVICE && now() - begin < 3, "nobody waits longer than the limit for a rank that does not come", n);
+    check(status == FM_EDEVICE && world_now_s() - begin < 3, "nobody waits longer than the limit for a rank that does not come", n);
     nanosleep(&(struct timespec){ .tv_sec = 1 }, NULL);
     fm_team_free(w.team);
     leave();
@@ -208,14 +145,14 @@ static void losses(void) {
     enter(3, 0.5);
     unsetenv("FATHOM_FAULT");
     bool good = fm_team_run(w.team, talk, NULL, &err) == FM_OK;
-    double begin = now();
-    good = good && fm_team_run(w.team, talk, NULL, &err) == FM_EDEVICE && now() - begin < 4;
+    double begin = world_now_s();
+    good = good && fm_team_run(w.team, talk, NULL, &err) == FM_EDEVICE && world_now_s() - begin < 4;
     check(good && strstr(err.message, i ? "did not come back" : "is gone"), "a rank that is gone ends the step", 3);
-    begin = now();
-    check(fm_team_run(w.team, talk, NULL, &err) == FM_EDEVICE && now() - begin < 0.1 && err.hint[0], "and every later one at once", 3);
-    begin = now();
+    begin = world_now_s();
+    check(fm_team_run(w.team, talk, NULL, &err) == FM_EDEVICE && world_now_s() - begin < 0.1 && err.hint[0], "and every later one at once", 3);
+    begin = world_now_s();
     bool all = fm_team_free(w.team);
-    check(all == (i == 0) && now() - begin < 3, "closing does not wait for it", 3);
+    check(all == (i == 0) && world_now_s() - begin < 3, "closing does not wait for it", 3);
     if (all) leave();
     else left_to_it = w;
   }
