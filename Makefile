@@ -67,7 +67,7 @@ $(BUILD)/obj/kernels/%.o: kernels/%.cu
 	  -Xcompiler -fPIC,-fvisibility=hidden -MMD -MP -c -o $@ $<
 -include $(KERNELS:.o=.d)
 # no JIT and no CUDA library to find: the runtime is linked in, cuBLASLt is opened when wanted
-CUDA_BASE = $(addprefix $(BUILD)/obj/base/,status.o hub.o mem.o)
+CUDA_BASE = $(addprefix $(BUILD)/obj/base/,status.o hub.o mem.o wire.o)
 $(BUILD)/fathom_cuda.so: $(KERNELS) $(CUDA_BASE)
 	$(NVCC) -shared -cudart static -Xlinker --exclude-libs,ALL -Xlinker --version-script=kernels/cuda.map -o $@ $^ -ldl
 $(BUILD)/libfathom.so: $(CORE)

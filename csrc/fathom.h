@@ -184,6 +184,7 @@ typedef struct fm_stats {
   int64_t pages, pages_used, page_tokens, prefix_pages;
   int64_t weight_bytes, cache_bytes, scratch_bytes, host_weight_bytes;   /* host: of weight_bytes, experts in host memory */
   int ranks, tp, dp, pp, ep;
+  int processes, process;                  /* that the ranks are, and which of them this one is; 1, 0: all are threads of it */
   double overshoot_ms, max_overshoot_ms;   /* of fm_model_step over its ms: last, worst */
 } fm_stats;
 FM_API fm_stats fm_model_stats(const fm_model *m);

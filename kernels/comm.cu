@@ -4,6 +4,8 @@
 ** Nothing waits on a device for ever. A rank's host thread looks at its stream, the hub's abort word and the clock (fm_cuda_sync,
 ** fm_cuda_look); when it is time it sets the word that our kernel looks at and aborts NCCL's communicator. What was aborted is made anew when
 ** all meet again: each reset of the hub is an epoch, and a communicator belongs to one.
+**
+** Ranks that are processes have NCCL alone. They meet over their wire, and a group is one member's, with a hub of its own.
 */
 #include "comm.cuh"
 #include "peer.cuh"
@@ -64,6 +66,8 @@ struct fm_member {
 
 struct fm_group {
   fm_hub *hub;
+  fm_wire *wire;                         /* of processes: what each one's group has in place of the others' threads */
+  int rank[FM_PEERS];                    /* which of the wire's they are */
   fm_door door;
   ncclUniqueId id;
   bool good;                             /* rank 0 had an id to give */
@@ -98,7 +102,7 @@ static void dissolve(fm_group *g) {
 static fm_status join(fm_comm **out, fm_group *g, fm_device *dev, int me, fm_error *err) {
   fm_member *m = (fm_member *)calloc(1, sizeof *m);
   if (!m) return fm_no_memory(err, sizeof *m);
-  m->comm = { me, g->door.n };
+  m->comm = { me, g->door.n, &fm_cuda_collectives };
   m->group = g;
   m->d = (fm_cuda *)dev;
   m->next = m->d->members;
@@ -106,6 +110,20 @@ static fm_status join(fm_comm **out, fm_group *g, fm_device *dev, int me, fm_err
   g->at[me] = m;
   *out = &m->comm;
   return FM_OK;
+}
+
+static fm_status join_far(fm_comm **out, fm_wire *w, const int *rank, int n, int me, fm_device *dev, fm_error *err) {
+  fm_group *g;
+  fm_hub *hub;
+  TRY(fm_hub_new(&hub, fm_wire_limit(w), err));
+  fm_status status = found(&g, hub, n, err);
+  if (status != FM_OK) {
+    fm_hub_free(hub);
+    return status;
+  }
+  g->wire = w;
+  for (int r = 0; r < n; r++) g->rank[r] = rank[r];
+  return join(out, g, dev, me, err);
 }
 
 /* What NCCL has on the device ends soon; the rest of its farewell waits for the other ranks, so a thread of its own does. */
@@ -128,6 +146,11 @@ static void leave(fm_comm *comm) {
   abort_nccl(m);
   cudaFree(m->mine.base), cudaFree(m->peers.turn);
   if (m->peers.ended) cudaFreeHost((void *)m->peers.ended);
+  if (m->group->wire) {
+    fm_hub *hub = m->group->hub;
+    dissolve(m->group);
+    fm_hub_free(hub);
+  }
   free(m);
 }
 
@@ -146,9 +169,12 @@ static void nap(double begun) {
 }
 
 /* Whether a wait that began then is over; the hub is told when it was too long. */
-static bool given_up(fm_hub *hub, double begun) {
+static bool given_up(fm_group *g, double begun) {
+  fm_hub *hub = g->hub;
+  double waited = now_s() - begun;
   if (fm_hub_culprit(hub) != -2) return true;
-  if (now_s() - begun < fm_hub_limit(hub)) return false;
+  bool gone = g->wire && waited > 2e-3 && fm_wire_look(g->wire, NULL) != FM_OK;
+  if (!gone && waited < fm_hub_limit(hub)) return false;
   fm_hub_abort(hub, -1);
   return true;
 }
@@ -194,14 +220,26 @@ fm_status fm_cuda_sync(fm_cuda *d, fm_error *err, const char *what) {
   for (;;) {
     TRY(fm_cuda_look(d, err, what, &done));
     if (done) return FM_OK;
-    if (given_up(d->members->group->hub, begun)) return end_all(d, err, what);
+    if (given_up(d->members->group, begun)) return end_all(d, err, what);
     nap(begun);
   }
 }
 
 /* ---- meeting ---- */
 
-static fm_status meet(fm_ctx *c, fm_member *m) { return fm_hub_meet(m->group->hub, &m->group->door, &c->err); }
+/* Over the wire; size bytes of data are what the first of them tells all. */
+static fm_status meet_far(fm_ctx *c, fm_member *m, void *data, int64_t size) {
+  void *to[FM_PEERS];
+  const void *from[FM_PEERS];
+  int64_t in[FM_PEERS], out[FM_PEERS];
+  int me = m->comm.me;
+  for (int r = 0; r < m->comm.n; r++) to[r] = data, from[r] = data, out[r] = r == 0 && me ? size : 0, in[r] = me == 0 && r ? size : 0;
+  return fm_wire_swap(m->group->wire, m->group->rank, m->comm.n, to, out, from, in, &c->err);
+}
+
+static fm_status meet(fm_ctx *c, fm_member *m) {
+  return m->group->wire ? meet_far(c, m, NULL, 0) : fm_hub_meet(m->group->hub, &m->group->door, &c->err);
+}
 
 /* What NCCL said; communicators do not block, so it may have to be waited for. */
 static fm_status said(fm_ctx *c, fm_member *m, ncclResult_t r, const char *what) {
@@ -210,7 +248,7 @@ static fm_status said(fm_ctx *c, fm_member *m, ncclResult_t r, const char *what)
     ncclResult_t asked = nccl().CommGetAsyncError(m->nccl, &r);
     if (asked != ncclSuccess) r = asked;
     if (r != ncclInProgress) break;
-    if (given_up(m->group->hub, begun)) return end_all(m->d, &c->err, what);
+    if (given_up(m->group, begun)) return end_all(m->d, &c->err, what);
     nap(begun);
   }
   return r == ncclSuccess ? FM_OK : fm_fail(&c->err, FM_EDEVICE, "nccl: %s: %s", what, nccl().GetErrorString(r));
@@ -233,7 +271,8 @@ static fm_status open_mailbox(fm_ctx *c, fm_member *m) {
 
 /* The others' memory. Each looks at all pairs, so all come to the same answer. */
 static fm_status reach_others(fm_ctx *c, fm_member *m) {
-  m->reached = true;
+  m->reached = !m->group->wire;
+  if (m->group->wire) return FM_OK;
   for (int a = 0; a < m->comm.n; a++)
     for (int b = 0; b < m->comm.n; b++) {
       int can = 1, from = m->group->at[a]->d->index, to = m->group->at[b]->d->index;
@@ -257,10 +296,11 @@ static fm_status make_again(fm_ctx *c, fm_member *m, unsigned epoch) {
   cudaSetDevice(m->d->index);
   abort_nccl(m);
   fm_cuda_forget(m->d);
-  TRY(open_mailbox(c, m));
+  if (!g->wire) TRY(open_mailbox(c, m));
   TRY(meet(c, m));
   if (m->comm.me == 0) g->good = nccl().GetUniqueId(&g->id) == ncclSuccess;
-  TRY(meet(c, m));
+  if (g->wire && m->comm.me) g->good = true;
+  TRY(g->wire ? meet_far(c, m, &g->id, sizeof g->id) : meet(c, m));
   if (!g->good) return fm_fail(&c->err, FM_EDEVICE, "nccl: no id for a group");
   TRY(reach_others(c, m));
   TRY(said(c, m, nccl().CommInitRankConfig(&m->nccl, m->comm.n, g->id, m->comm.me, &cfg), "ranks meet"));
@@ -371,7 +411,7 @@ static fm_status all_columns(fm_ctx *c, fm_comm *comm, float *out, const float *
 }
 
 const fm_collectives fm_cuda_collectives = {
-  .found = found, .dissolve = dissolve, .join = join, .leave = leave, .barrier = barrier, .all_reduce = all_reduce,
+  .found = found, .dissolve = dissolve, .join = join, .join_far = join_far, .leave = leave, .barrier = barrier, .all_reduce = all_reduce,
   .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast, .all_columns = all_columns,
 };
 

@@ -1,5 +1,5 @@
 /*
-** comm.cuh - collectives of ranks that are threads of one process, a GPU each.
+** comm.cuh - collectives of ranks with a GPU each: threads of one process, or processes.
 */
 #ifndef FM_KERNELS_COMM_CUH
 #define FM_KERNELS_COMM_CUH

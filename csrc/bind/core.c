@@ -173,6 +173,16 @@ static int core_read(lua_State *L) {
   return 1;
 }
 
+/* Which of how many processes that work together this one is. */
+static int core_seat(lua_State *L) {
+  fm_seat s;
+  fm_error err;
+  if (fm_seat_find(&s, &err) != FM_OK) return fm_bind_fail(L, &err);
+  lua_pushinteger(L, s.rank);
+  lua_pushinteger(L, s.world);
+  return 2;
+}
+
 /* ---- loader ---------------------------------------------------------------------------------------- */
 
 static int core_loader(lua_State *L) {
@@ -222,7 +232,7 @@ int luaopen_fathom_core(lua_State *L) {
   static const luaL_Reg loader[] = { { "step", l_step }, { "finish", l_finish }, { NULL, NULL } };
   static const luaL_Reg functions[] = { { "devices", core_devices }, { "plan", core_plan },
     { "loader", core_loader }, { "tokenizer", fm_bind_tokenizer }, { "guide", fm_bind_guide }, { "error", core_error },
-    { "history", fm_bind_history }, { "adopt", fm_bind_adopt }, { "read", core_read }, { "now", core_now }, { "fence", fm_bind_fence },
+    { "history", fm_bind_history }, { "adopt", fm_bind_adopt }, { "read", core_read }, { "seat", core_seat }, { "now", core_now }, { "fence", fm_bind_fence },
     { "root", fm_bind_root }, { NULL, NULL } };
   luaL_checkversion(L);
   luaL_newmetatable(L, FM_CERROR);

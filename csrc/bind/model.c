@@ -234,10 +234,19 @@ static int m_load(lua_State *L) {
   return 1;
 }
 
+/* What seeds that are drawn begin with, the same in all processes; nothing where there is but one. */
+static int m_seeds(lua_State *L) {
+  const fm_model *m = get(L);
+  if (!m->wire) return 0;
+  lua_pushinteger(L, m->seeds);
+  return 1;
+}
+
 static int m_stats(lua_State *L) {
   fm_stats s = fm_model_stats(get(L));
   const struct { const char *key; int64_t v; } whole[] = {
     { "threads", s.threads }, { "ranks", s.ranks }, { "tp", s.tp }, { "dp", s.dp }, { "pp", s.pp }, { "ep", s.ep },
+    { "processes", s.processes }, { "process", s.process },
     { "prompt_tokens", s.prompt_tokens }, { "generated_tokens", s.generated_tokens },
     { "steps", s.steps }, { "set_back", s.set_back }, { "prefix_pages", s.prefix_pages }, { "drafted", s.drafted }, { "accepted", s.accepted }, { "pages", s.pages },
     { "pages_used", s.pages_used }, { "page_tokens", s.page_tokens }, { "weight_bytes", s.weight_bytes },
@@ -362,7 +371,7 @@ void fm_bind_open_model(lua_State *L) {
     { "encode", m_encode }, { "decode", m_decode }, { "added", m_added }, { "is_added", m_is_added },
     { "has_tokenizer", m_has_tokenizer }, { "config", m_config }, { "vocab_size", m_vocab_size },
     { "ctx", m_ctx }, { "eos", m_eos }, { "bos", m_bos }, { "defaults", m_defaults }, { "mtp", m_mtp },
-    { "stats", m_stats }, { "load", m_load }, { "logits", m_logits }, { "hidden", m_hidden }, { "score", m_score },
+    { "seeds", m_seeds }, { "stats", m_stats }, { "load", m_load }, { "logits", m_logits }, { "hidden", m_hidden }, { "score", m_score },
     { "share", m_share }, { "dir", m_dir }, { "seqs", m_seqs }, { "step", m_step }, { "drop_prefixes", m_drop_prefixes }, { "session", fm_bind_session }, { "restore", fm_bind_restore }, { NULL, NULL } };
   fm_bind_class(L, FM_CMODEL, methods, m_close, m_tostring);
 }

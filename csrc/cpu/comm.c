@@ -38,7 +38,7 @@ static fm_status join(fm_comm **out, fm_group *g, fm_device *dev, int me, fm_err
   member *m = fm_zalloc(sizeof *m);
   (void)dev;
   if (!m) return fm_no_memory(err, sizeof *m);
-  *m = (member){ .comm = { .me = me, .n = g->door.n }, .group = g };
+  *m = (member){ .comm = { .me = me, .n = g->door.n, .ops = &fm_cpu_collectives }, .group = g };
   *out = &m->comm;
   return FM_OK;
 }
@@ -125,6 +125,6 @@ static fm_status all_columns(fm_ctx *c, fm_comm *m, float *out, const float *min
 }
 
 const fm_collectives fm_cpu_collectives = {
-  .found = found, .dissolve = dissolve, .join = join, .leave = leave, .barrier = meet, .all_reduce = all_reduce,
+  .found = found, .dissolve = dissolve, .join = join, .join_far = fm_cpu_join_far, .leave = leave, .barrier = meet, .all_reduce = all_reduce,
   .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast, .all_columns = all_columns,
 };

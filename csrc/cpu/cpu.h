@@ -11,6 +11,7 @@
 
 #include "base/pool.h"
 #include "op/backend.h"
+#include "op/comm.h"
 
 enum { FM_CPU_SCRATCH = 70 * 1024,       /* floats of a worker's scratch */
        FM_CPU_NEXT = 3 };                /* rows of the next page that dots asks for with four of its own */
@@ -87,6 +88,7 @@ fm_status fm_cpu_experts(fm_ctx *c, float *out, const float *x, const int32_t *t
                          const fm_experts *e, int64_t n);
 fm_status fm_cpu_combine(fm_ctx *c, float *out, const float *y, const int32_t *slot, const float *topk_weight, int64_t n,
                          int64_t top_k, int64_t hidden_size);
-extern const fm_collectives fm_cpu_collectives;
+extern const fm_collectives fm_cpu_collectives;           /* comm.c */
+fm_status fm_cpu_join_far(fm_comm **out, fm_wire *w, const int *rank, int n, int me, fm_device *dev, fm_error *err);   /* far.c */
 
 #endif

@@ -33,7 +33,7 @@ static fm_status take_parts(fm_kv *kv, const fm_kv_part *part, const fm_config *
     p->page_size = p->n_layers * p->layer_size;
     if (!fm_mul(per_group(kv), p->page_size, &size))
       return fm_fail(err, FM_EOVERFLOW, "a cache of %lld pages is too large", (long long)kv->n_pages);
-    TRY(p->c->ops->alloc(p->c->dev, (void **)&p->data, size, err));
+    if (p->c) TRY(p->c->ops->alloc(p->c->dev, (void **)&p->data, size, err));
   }
   return FM_OK;
 }
@@ -123,7 +123,7 @@ static int32_t take(fm_kv *kv, int group) {
 static void copy_page(fm_kv *kv, int32_t to, int32_t from) {
   for (int i = 0; i < kv->n_parts; i++) {
     const fm_kv_part *p = &kv->part[i];
-    if (p->group == fm_kv_group(kv, to))
+    if (p->c && p->group == fm_kv_group(kv, to))
       p->c->ops->copy(p->c->dev, page_at(kv, p, to), page_at(kv, p, from), p->page_size);
   }
 }
@@ -275,6 +275,9 @@ static fm_status move_page(fm_kv *kv, const fm_kv_part *p, int32_t page, char *w
 }
 
 static fm_status move_whole(fm_kv *kv, int32_t page, char *whole, bool out, fm_error *err) {
+  for (int i = 0; i < kv->n_parts; i++)
+    if (!kv->part[i].c)
+      return fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "parts of the cache are with other processes"), "save with pages = false");
   for (int i = 0; i < kv->n_parts; i++)
     if (kv->part[i].group == fm_kv_group(kv, page)) TRY(move_page(kv, &kv->part[i], page, whole, out, err));
   return FM_OK;

@@ -13,7 +13,7 @@
 
 /* What one rank keeps of the pages of its group. */
 typedef struct fm_kv_part {
-  fm_ctx *c;
+  fm_ctx *c;                    /* NULL: with another process, none of it is here */
   int group;
   int64_t layer, n_layers;      /* which layers */
   int slice, n_slices;          /* which heads of GQA's; MLA: 0 of 1 */

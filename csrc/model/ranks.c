@@ -8,7 +8,10 @@
 typedef struct grouping { int size; fm_group **group; int n; } grouping;
 
 struct fm_ranks {
-  fm_team *team;
+  fm_team *team;                         /* of one where the others are processes */
+  fm_wire *wire;
+  fm_comm *all;                          /* wire: of all processes */
+  int me;                                /* the caller's rank */
   fm_forms of;
   bool mtp;
   int n;
@@ -21,17 +24,18 @@ struct fm_ranks {
 };
 
 int fm_ranks_size(const fm_ranks *r) { return r->n; }
+int fm_ranks_me(const fm_ranks *r) { return r->me; }
 fm_rank *fm_ranks_at(fm_ranks *r, int i) { return &r->rank[i]; }
 fm_forms fm_ranks_forms(const fm_ranks *r) { return r->of; }
 
 /* ---- life ------------------------------------------------------------------------------------------------ */
 
-fm_status fm_ranks_new(fm_ranks **out, const fm_config *cfg, fm_forms of, bool mtp, fm_ctx *c, fm_error *err) {
+fm_status fm_ranks_new(fm_ranks **out, const fm_config *cfg, fm_forms of, bool mtp, fm_ctx *c, fm_wire *wire, fm_error *err) {
   fm_ranks *r = fm_zalloc(sizeof *r);
   if (!r) return fm_no_memory(err, sizeof *r);
-  *r = (fm_ranks){ .of = of, .mtp = mtp, .n = of.pp * of.dp * of.tp, .cfg = cfg };
+  *r = (fm_ranks){ .of = of, .mtp = mtp, .n = of.pp * of.dp * of.tp, .cfg = cfg, .wire = wire, .me = wire ? fm_wire_me(wire) : 0 };
   r->rank = fm_array(r->n, sizeof *r->rank);
-  fm_status status = r->rank ? fm_team_new(&r->team, r->n, 0, err) : fm_no_memory(err, r->n * (int64_t)sizeof *r->rank);
+  fm_status status = r->rank ? fm_team_new(&r->team, wire ? 1 : r->n, 0, err) : fm_no_memory(err, r->n * (int64_t)sizeof *r->rank);
   if (status != FM_OK) {
     fm_ranks_free(r);
     return status;
@@ -39,7 +43,7 @@ fm_status fm_ranks_new(fm_ranks **out, const fm_config *cfg, fm_forms of, bool m
   for (int i = 0; i < r->n; i++) {
     fm_rank *k = &r->rank[i];
     fm_shard_make(&k->shard, cfg, of, mtp, i);
-    k->c = i ? &k->own : c;
+    k->c = i == r->me ? c : wire ? NULL : &k->own;
     k->cfg = *cfg;
     k->cfg.num_attention_heads /= of.tp;
     k->cfg.num_key_value_heads /= of.tp;
@@ -48,13 +52,13 @@ fm_status fm_ranks_new(fm_ranks **out, const fm_config *cfg, fm_forms of, bool m
   return FM_OK;
 }
 
-static void leave(fm_comm *m, fm_ctx *c) {
-  if (m) c->ops->comm->leave(m);
+static void leave(fm_comm *m) {
+  if (m) m->ops->leave(m);
 }
 
 static void dissolve(const fm_ranks *r, grouping *g) {
   for (int i = 0; g->group && i < g->n; i++)
-    if (g->group[i]) r->rank[0].c->ops->comm->dissolve(g->group[i]);
+    if (g->group[i]) r->rank[r->me].c->ops->comm->dissolve(g->group[i]);
   fm_free(g->group);
 }
 
@@ -69,16 +73,17 @@ void fm_ranks_free(fm_ranks *r) {
   if (!r || !fm_ranks_stop(r)) return;
   for (int i = 0; r->rank && i < r->n; i++) {
     fm_rank *k = &r->rank[i];
-    leave(k->net.tp, k->c), leave(k->net.ep, k->c), leave(k->net.share, k->c), leave(k->net.pipe, k->c);
+    leave(k->net.tp), leave(k->net.ep), leave(k->net.share), leave(k->net.pipe);
     if (k->net.c) fm_net_free(&k->net);
-    if (i) fm_weights_free(k->w);
+    if (i != r->me) fm_weights_free(k->w);
     fm_free(k->seg);
     fm_free(k->place);
     fm_free(k->rule);
   }
-  if (r->rank && r->rank[0].c->ops)
+  leave(r->all);
+  if (r->rank && r->rank[r->me].c->ops)
     dissolve(r, &r->tp), dissolve(r, &r->ep), dissolve(r, &r->share), dissolve(r, &r->pipe);
-  for (int i = 1; r->rank && i < r->n; i++)
+  for (int i = 0; r->rank && i < r->n; i++)
     if (r->rank[i].own.dev) fm_ctx_close(&r->rank[i].own);
   fm_free(r->rank);
   fm_free(r);
@@ -106,18 +111,39 @@ static fm_status join(const fm_rank *k, grouping *g, fm_comm **out, int which, i
   return g->size > 1 ? k->c->ops->comm->join(out, g->group[which], k->c->dev, me, err) : FM_OK;
 }
 
+/* Ranks first, first + step, ... of which `me` is this process's. */
+static fm_status join_far(fm_ranks *r, fm_comm **out, int first, int step, int n, int me, fm_error *err) {
+  fm_rank *k = &r->rank[r->me];
+  int rank[FM_MOST_RANKS];
+  for (int i = 0; i < n; i++) rank[i] = first + i * step;
+  if (!k->c->ops->comm || !k->c->ops->comm->join_far)
+    return fm_fail(err, FM_EUNSUPPORTED, "the %s does not work together with other processes", k->c->ops->name);
+  return n > 1 ? k->c->ops->comm->join_far(out, r->wire, rank, n, me, k->c->dev, err) : FM_OK;
+}
+
+static fm_status connect_far(fm_ranks *r, int ep, int share, fm_error *err) {
+  fm_net *net = &r->rank[r->me].net;
+  int i = r->me, stage = r->of.dp * r->of.tp;
+  TRY(join_far(r, &net->tp, i - i % r->of.tp, 1, r->of.tp, i % r->of.tp, err));
+  TRY(join_far(r, &net->ep, i - i % ep, 1, ep, i % ep, err));
+  TRY(join_far(r, &net->share, i - i % share, 1, share, i % share, err));
+  TRY(join_far(r, &net->pipe, i % stage, stage, r->of.pp, i / stage, err));
+  return join_far(r, &r->all, 0, 1, r->n, i, err);
+}
+
 static fm_status connect(fm_ranks *r, fm_error *err) {
   fm_forms of = r->of;
-  int stage = of.dp * of.tp;
+  int stage = of.dp * of.tp, ep = r->cfg->n_routed_experts ? of.ep : 1, share = ep < of.tp ? ep : of.tp;
+  if (r->wire) return connect_far(r, ep, share, err);
   TRY(found(r, &r->tp, of.tp, err));
-  TRY(found(r, &r->ep, r->cfg->n_routed_experts ? of.ep : 1, err));
-  TRY(found(r, &r->share, r->ep.size < of.tp ? r->ep.size : of.tp, err));
+  TRY(found(r, &r->ep, ep, err));
+  TRY(found(r, &r->share, share, err));
   TRY(found(r, &r->pipe, of.pp, err));
   for (int i = 0; i < r->n; i++) {
     fm_rank *k = &r->rank[i];
     TRY(join(k, &r->tp, &k->net.tp, i / of.tp, i % of.tp, err));
-    TRY(join(k, &r->ep, &k->net.ep, i / r->ep.size, i % r->ep.size, err));
-    TRY(join(k, &r->share, &k->net.share, i / r->share.size, i % r->share.size, err));
+    TRY(join(k, &r->ep, &k->net.ep, i / ep, i % ep, err));
+    TRY(join(k, &r->share, &k->net.share, i / share, i % share, err));
     TRY(join(k, &r->pipe, &k->net.pipe, i % stage, i / stage, err));
   }
   return FM_OK;
@@ -126,13 +152,15 @@ static fm_status connect(fm_ranks *r, fm_error *err) {
 fm_status fm_ranks_ready(fm_ranks *r, fm_net *net, fm_kv *kv, int64_t n_positions, int64_t n_valid, fm_error *err) {
   for (int i = 0; i < r->n; i++) {
     fm_rank *k = &r->rank[i];
+    if (!k->c) continue;
     TRY(fm_net_init(&k->net, k->c, &k->cfg, k->w, kv, n_positions, n_valid, err));
     k->net.part = i;
     k->net.shard = &k->shard;
   }
   TRY(connect(r, err));
-  *net = (fm_net){ .cfg = r->cfg, .w = r->rank[0].w, .kv = kv, .c = r->rank[0].c, .ranks = r, .n_positions = n_positions,
-                   .n_turns = r->rank[0].net.n_turns, .n_valid = n_valid };
+  fm_rank *me = &r->rank[r->me];
+  *net = (fm_net){ .cfg = r->cfg, .w = me->w, .kv = kv, .c = me->c, .ranks = r, .n_positions = n_positions, .n_turns = me->net.n_turns,
+                   .n_valid = n_valid };
   return FM_OK;
 }
 
@@ -155,7 +183,7 @@ static fm_status deal_to(const fm_ranks *r, fm_rank *k, const fm_seg *segs, int6
     if (k->shard.stage + 1 < r->of.pp) k->seg[k->n_segs].n_logits = 0;
     k->n_segs++;
   }
-  k->pass = (fm_pass){ .net = &k->net, .mark = fm_scratch_here(k->c) };
+  if (k->c) k->pass = (fm_pass){ .net = &k->net, .mark = fm_scratch_here(k->c) };
   return FM_OK;
 }
 
@@ -164,7 +192,7 @@ static fm_status meet(fm_ranks *r, fm_rank *k) {
   unsigned epoch = fm_hub_epoch(fm_team_hub(r->team));
   if (k->met && k->epoch == epoch) return FM_OK;
   k->c->ops->enter(k->c->dev);
-  fm_comm *const comm[] = { k->net.tp, k->net.ep, k->net.share, k->net.pipe };
+  fm_comm *const comm[] = { k->net.tp, k->net.ep, k->net.share, k->net.pipe, r->all };
   for (size_t i = 0; i < sizeof comm / sizeof *comm; i++) TRY(fm_op_barrier(k->c, comm[i]));
   k->c->ops->leave(k->c->dev);
   k->met = true;
@@ -188,10 +216,12 @@ static fm_status begin_one(void *arg, int i, fm_error *err) {
 }
 
 static fm_status run(fm_ranks *r, fm_team_fn fn) {
-  fm_ctx *c = r->rank[0].c;
+  fm_ctx *c = r->rank[r->me].c;
   fm_error err;
-  fm_status status = fm_team_run(r->team, fn, r, &err);
-  if (status != FM_OK) c->err = err;
+  fm_status status = r->wire ? fn(r, r->me, &err) : fm_team_run(r->team, fn, r, &err);
+  if (status == FM_OK) return FM_OK;
+  if (r->wire) fm_wire_break(r->wire, err.message);        // the others wait for what does not come
+  c->err = err;
   return status;
 }
 
@@ -208,7 +238,8 @@ fm_status fm_ranks_begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw
   p->rule = (fm_draw_rule *)(uintptr_t)(p->n_logits && c->ops->draw ? rule : NULL);
   r->pass = p;
   r->generated = n_segs > 0 && segs[0].role == FM_GENERATED;
-  for (int i = 0; i < r->n; i++) r->rank[i].pass = (fm_pass){ .net = &r->rank[i].net, .mark = fm_scratch_here(r->rank[i].c) };
+  for (int i = 0; i < r->n; i++)
+    if (r->rank[i].c) r->rank[i].pass = (fm_pass){ .net = &r->rank[i].net, .mark = fm_scratch_here(r->rank[i].c) };
   TRY(fm_scratch(c, &p->hidden, p->n, d));
   TRY(fm_scratch(c, &p->logits, p->n_logits, r->cfg->vocab_size));
   TRY(fm_scratch_drawn(c, &p->drawn, p->n_logits));
@@ -221,25 +252,26 @@ fm_status fm_ranks_begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw
 /* Whether the rank speaks for its rows: the first of those that share them, where they are. */
 static bool speaks(const fm_rank *k, int stage) { return k->shard.t == 0 && k->shard.stage == stage; }
 
-static void copy(const fm_rank *k, void *to, const void *from, int64_t size) {
-  if (size) k->c->ops->copy(k->c->dev, to, from, size);
+static void copy(fm_ctx *c, void *to, const void *from, int64_t size) {
+  if (size) c->ops->copy(c->dev, to, from, size);
 }
 
 /* A rank's rows into their places among all, neighbours at once. */
-static void gather(const fm_rank *k, float *to, const float *from, int64_t width) {
+static void gather(fm_ctx *c, const fm_rank *k, float *to, const float *from, int64_t width) {
   for (int64_t i = 0, row = 0, n; i < k->n_segs; row += n) {
     int64_t first = k->place[i].row;
     for (n = 0; i < k->n_segs && k->place[i].row == first + n; i++) n += k->seg[i].n;
-    copy(k, to + first * width, from + row * width, n * width * (int64_t)sizeof *to);
+    copy(c, to + first * width, from + row * width, n * width * (int64_t)sizeof *to);
   }
 }
 
-static void gather_logits(const fm_rank *k, const fm_pass *p, int64_t v) {
+static void gather_logits(fm_ctx *c, const fm_rank *k, const fm_pass *p, const float *logits, const fm_drawn *drawn) {
+  int64_t v = p->net->cfg->vocab_size;
   for (int64_t i = 0, row = 0, n; i < k->n_segs; row += n) {
     int64_t first = k->place[i].logits_row;
     for (n = 0; i < k->n_segs && k->place[i].logits_row == first + n; i++) n += k->seg[i].n_logits;
-    copy(k, p->logits + first * v, k->pass.logits + row * v, n * v * (int64_t)sizeof *p->logits);
-    if (p->rule) copy(k, p->drawn + first, k->pass.drawn + row, n * (int64_t)sizeof *p->drawn);
+    copy(c, p->logits + first * v, logits + row * v, n * v * (int64_t)sizeof *p->logits);
+    if (p->rule) copy(c, p->drawn + first, drawn + row, n * (int64_t)sizeof *p->drawn);
   }
 }
 
@@ -249,23 +281,66 @@ static fm_status settle(fm_rank *k) {
   return k->shard.rank && k->c->ops->download ? k->c->ops->download(k->c, &word, k->pass.hidden, sizeof word) : FM_OK;
 }
 
+static int64_t rows_of(const fm_rank *k, bool logits) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < k->n_segs; i++) n += logits ? k->seg[i].n_logits : k->seg[i].n;
+  return n;
+}
+
+/* Another process's n rows of `size` bytes, or this one's, which all are told: what this one has, or scratch. */
+static fm_status tell(fm_ranks *r, int who, void **data, int64_t n, int64_t size) {
+  fm_ctx *c = r->rank[r->me].c;
+  float *room;
+  if (who != r->me) {
+    TRY(fm_scratch(c, &room, n, (size + 3) / 4));
+    *data = room;
+  }
+  return fm_op_broadcast(c, r->all, *data, n * size, who);
+}
+
+/* Who speaks for some rows tells all processes what came of them. */
+static fm_status tell_all(fm_ranks *r) {
+  fm_ctx *c = r->rank[r->me].c;
+  fm_pass *p = r->pass;
+  for (int i = 0; i < r->n; i++) {
+    fm_rank *k = &r->rank[i];
+    int64_t n = rows_of(k, false), n_logits = rows_of(k, true);
+    if (!speaks(k, r->of.pp - 1) || !n) continue;
+    fm_scratch_mark mark = fm_scratch_here(c);
+    void *hidden = k->pass.hidden, *logits = k->pass.logits, *drawn = k->pass.drawn;
+    fm_status status = tell(r, i, &hidden, n, r->cfg->hidden_size * (int64_t)sizeof(float));
+    if (status == FM_OK) status = tell(r, i, &logits, n_logits, r->cfg->vocab_size * (int64_t)sizeof(float));
+    if (status == FM_OK && p->rule) status = tell(r, i, &drawn, n_logits, (int64_t)sizeof *p->drawn);
+    if (status == FM_OK) gather(c, k, p->hidden, hidden, r->cfg->hidden_size);
+    if (status == FM_OK) gather_logits(c, k, p, logits, drawn);
+    fm_scratch_back(c, mark);
+    TRY(status);
+  }
+  return FM_OK;
+}
+
+static fm_status gather_own(fm_ranks *r, fm_rank *k) {
+  if (r->wire) return tell_all(r);
+  if (!speaks(k, r->of.pp - 1) || !k->pass.n) return FM_OK;
+  gather(k->c, k, r->pass->hidden, k->pass.hidden, r->cfg->hidden_size);
+  gather_logits(k->c, k, r->pass, k->pass.logits, k->pass.drawn);
+  return settle(k);
+}
+
 static fm_status layer_one(void *arg, int i, fm_error *err) {
   fm_ranks *r = arg;
   fm_rank *k = &r->rank[i];
   bool done;
   fm_status status = fm_pass_layer(&k->pass, &done);
-  if (status != FM_OK) *err = k->c->err;
-  if (status != FM_OK || !done || !speaks(k, r->of.pp - 1) || !k->pass.n) return status;
-  gather(k, r->pass->hidden, k->pass.hidden, r->cfg->hidden_size);
-  gather_logits(k, r->pass, r->cfg->vocab_size);
-  status = settle(k);
+  if (status == FM_OK && done) status = gather_own(r, k);
   if (status != FM_OK) *err = k->c->err;
   return status;
 }
 
 fm_status fm_ranks_layer(fm_pass *p) {
-  TRY(run(p->net->ranks, layer_one));
-  p->layer = p->net->ranks->rank[0].pass.layer;    // a noted pass is done at once
+  fm_ranks *r = p->net->ranks;
+  TRY(run(r, layer_one));
+  p->layer = r->rank[r->me].pass.layer;            // a noted pass is done at once
   return FM_OK;
 }
 
@@ -278,12 +353,16 @@ static int stage_of(const fm_ranks *r, int64_t layer) {
 
 fm_status fm_ranks_states(fm_pass *p, float **x) {
   fm_ranks *r = p->net->ranks;
-  TRY(fm_scratch(p->net->c, x, p->n, r->cfg->hidden_size));
+  int64_t d = r->cfg->hidden_size;
+  TRY(fm_scratch(p->net->c, x, p->n, d));
   for (int i = 0; i < r->n; i++) {
     fm_rank *k = &r->rank[i];
-    if (!k->pass.n || !speaks(k, stage_of(r, p->layer))) continue;
-    gather(k, *x, k->pass.x, r->cfg->hidden_size);
-    if (settle(k) != FM_OK) return p->net->c->err = k->c->err, k->c->err.code;
+    int64_t n = rows_of(k, false);
+    void *rows = k->pass.x;
+    if (!n || !speaks(k, stage_of(r, p->layer))) continue;
+    if (r->wire) TRY(tell(r, i, &rows, n, d * (int64_t)sizeof(float)));
+    gather(r->wire ? p->net->c : k->c, k, *x, rows, d);
+    if (!r->wire && settle(k) != FM_OK) return p->net->c->err = k->c->err, k->c->err.code;
   }
   return FM_OK;
 }
@@ -292,6 +371,7 @@ void fm_ranks_end(fm_pass *p) {
   fm_ranks *r = p->net->ranks;
   if (r->pass != p) return;
   if (fm_team_lost(r->team)) return;     // what it holds is left to it
-  for (int i = r->n - 1; i >= 0; i--) fm_pass_end(&r->rank[i].pass);
+  for (int i = r->n - 1; i >= 0; i--)
+    if (r->rank[i].c) fm_pass_end(&r->rank[i].pass);
   r->pass = NULL;
 }

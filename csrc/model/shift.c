@@ -43,7 +43,7 @@ static fm_status turn_rows(fm_net *net, const fm_kv_seq *s, const int32_t *from,
   t.cos = cos_sin, t.sin = cos_sin + t.dim / 2;
   for (int i = 0; i < net->kv->n_parts; i++) {
     const fm_kv_part *p = &net->kv->part[i];
-    if (p->group != s->group) continue;
+    if (!p->c || p->group != s->group) continue;
     for (int64_t l = p->layer; l < p->layer + p->n_layers; l++) {
       fm_status status = turn_layer(net, s, &t, i, l, a, b);
       if (status != FM_OK && err) *err = p->c->err;

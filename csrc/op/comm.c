@@ -11,11 +11,11 @@ static fm_status check(fm_ctx *c, const char *op, const void *out, const void *i
   return fm_fail(&c->err, FM_EINVAL, "%s: %lld bytes, or a NULL", op, (long long)size);
 }
 
-fm_status fm_op_barrier(fm_ctx *c, fm_comm *m) { return m ? c->ops->comm->barrier(c, m) : FM_OK; }
+fm_status fm_op_barrier(fm_ctx *c, fm_comm *m) { return m ? m->ops->barrier(c, m) : FM_OK; }
 
 fm_status fm_op_all_reduce(fm_ctx *c, fm_comm *m, float *x, const float *part, int64_t len) {
   TRY(check(c, "all_reduce", x, part, len));
-  if (m) return c->ops->comm->all_reduce(c, m, x, part, len);
+  if (m) return m->ops->all_reduce(c, m, x, part, len);
   return fm_fail(&c->err, FM_EINVAL, "all_reduce: a rank alone adds its part itself");
 }
 
@@ -25,7 +25,7 @@ fm_status fm_op_all_gather(fm_ctx *c, fm_comm *m, void *out, const void *mine, c
     TRY(check(c, "all_gather", out, mine, size[r]));
     sum += size[r];
   }
-  if (m) return sum ? c->ops->comm->all_gather(c, m, out, mine, size) : FM_OK;
+  if (m) return sum ? m->ops->all_gather(c, m, out, mine, size) : FM_OK;
   if (out != mine) c->ops->copy(c->dev, out, mine, sum);
   return FM_OK;
 }
@@ -35,18 +35,18 @@ fm_status fm_op_all_to_all(fm_ctx *c, fm_comm *m, void *out, const int64_t *out_
     TRY(check(c, "all_to_all", out, out, out_size[r]));
     TRY(check(c, "all_to_all", in, in, in_size[r]));
   }
-  if (m) return c->ops->comm->all_to_all(c, m, out, out_size, in, in_size);
+  if (m) return m->ops->all_to_all(c, m, out, out_size, in, in_size);
   c->ops->copy(c->dev, out, in, *in_size);
   return FM_OK;
 }
 
 fm_status fm_op_broadcast(fm_ctx *c, fm_comm *m, void *data, int64_t size, int root) {
   TRY(check(c, "broadcast", data, data, size));
-  return m && size ? c->ops->comm->broadcast(c, m, data, size, root) : FM_OK;
+  return m && size ? m->ops->broadcast(c, m, data, size, root) : FM_OK;
 }
 
 fm_status fm_op_all_columns(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width) {
   TRY(check(c, "all_columns", mine, mine, n * width[fm_comm_me(m)]));
   if (!m) return fm_fail(&c->err, FM_EINVAL, "all_columns: a rank alone has them all");
-  return n ? c->ops->comm->all_columns(c, m, out, mine, n, width) : FM_OK;
+  return n ? m->ops->all_columns(c, m, out, mine, n, width) : FM_OK;
 }

@@ -3,11 +3,13 @@
 ** Ranks form groups; a rank's end of a group is its fm_comm. All ranks of a group call the same collectives in the same order, with
 ** sizes that agree. A rank that fails aborts the hub, and the others' calls return FM_EDEVICE; so they do when somebody does not come
 ** within the hub's limit. Data is the device's memory; sizes are host memory. Results do not hang on who comes first.
+** Ranks are threads of one process that share a hub, or each a process of its own (join_far), whose wire takes the hub's place.
 */
 #ifndef FM_OP_COMM_H
 #define FM_OP_COMM_H
 
 #include "base/hub.h"
+#include "base/wire.h"
 #include "op/backend.h"
 
 typedef struct fm_group fm_group;      /* what its ranks share; a device's own */
@@ -17,6 +19,8 @@ struct fm_collectives {
   fm_status (*found)(fm_group **out, fm_hub *hub, int n, fm_error *err);
   void      (*dissolve)(fm_group *g);                        /* when all have left */
   fm_status (*join)(fm_comm **out, fm_group *g, fm_device *dev, int me, fm_error *err);
+  /* The end of a group of processes of which rank[0 .. n - 1] are the numbers and rank[me] is this one's. NULL: not offered. */
+  fm_status (*join_far)(fm_comm **out, fm_wire *w, const int *rank, int n, int me, fm_device *dev, fm_error *err);
   void      (*leave)(fm_comm *m);
 
   fm_status (*barrier)(fm_ctx *c, fm_comm *m);
@@ -43,6 +47,6 @@ fm_status fm_op_all_to_all(fm_ctx *c, fm_comm *m, void *out, const int64_t *out_
 fm_status fm_op_broadcast (fm_ctx *c, fm_comm *m, void *data, int64_t size, int root);
 fm_status fm_op_all_columns(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width);
 
-struct fm_comm { int me, n; };          /* first member of every device's own struct */
+struct fm_comm { int me, n; const fm_collectives *ops; };   /* first member of every device's own struct */
 
 #endif

@@ -40,7 +40,7 @@ int fm_team_size(const fm_team *t) { return t->n; }
 fm_hub *fm_team_hub(fm_team *t) { return t->hub; }
 bool fm_team_lost(const fm_team *t) { return t->lost; }
 
-static double limit(double asked) {
+double fm_team_limit(double asked) {
   const char *said = getenv("FATHOM_RANK_SECONDS");
   double s = asked > 0 ? asked : said ? strtod(said, NULL) : 0;
   return s > 0 && s < 1e6 ? s : PATIENCE;
@@ -74,7 +74,7 @@ fm_status fm_team_new(fm_team **out, int n, double limit_s, fm_error *err) {
   fm_team *t = fm_zalloc((int64_t)sizeof *t + n * (int64_t)sizeof *t->rank);
   if (!t) return fm_no_memory(err, (int64_t)sizeof *t);
   t->n = n;
-  t->limit_s = limit(limit_s);
+  t->limit_s = fm_team_limit(limit_s);
   fm_status status = fm_hub_new(&t->hub, t->limit_s, err);
   for (int i = 0; i < n; i++) t->rank[i].team = t, t->rank[i].number = i;
   plant_fault(t);

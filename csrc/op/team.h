@@ -23,5 +23,6 @@ fm_hub   *fm_team_hub (fm_team *t);
 /* Runs fn(arg, rank) on every rank and waits for all. arg must outlive a rank that is lost: never the caller's stack. */
 fm_status fm_team_run (fm_team *t, fm_team_fn fn, void *arg, fm_error *err);
 bool      fm_team_lost(const fm_team *t);
+double    fm_team_limit(double limit_s);         /* what fm_team_new makes of it */
 
 #endif

@@ -17,6 +17,7 @@ struct fm_loader {
   int64_t slot, done, total;
   int rank;
   int64_t bytes; bool filled;            /* of the slot that is being placed */
+  char *devices;                         /* of all processes; NULL: as the options say */
 };
 
 static fm_status open_tokenizer(fm_model *m, fm_error *err) {
@@ -48,8 +49,8 @@ static fm_status check_room(fm_model *m, fm_store *store, const fm_setup *s, con
 }
 
 /* One of the devices, its threads where the options want them; ranks of one machine share its cores. */
-static fm_status open_device(fm_ctx *c, const char *device, const fm_load_options *o, fm_error *err) {
-  int n = o->threads, cpus = 0, ranks = fm_device_count(o->device);
+static fm_status open_device(const fm_model *m, fm_ctx *c, const char *device, const fm_load_options *o, fm_error *err) {
+  int n = o->threads, cpus = 0, ranks = m->wire ? m->seat.n_local : fm_device_count(o->device);
   if (o->cpus) TRY(fm_pool_count(o->cpus, &cpus, err));
   if (!n && !cpus && ranks > 1) cpus = fm_pool_cores();
   if (!n && cpus) n = cpus > ranks ? cpus / ranks : 1;
@@ -67,18 +68,20 @@ static fm_status open_ranks(fm_loader *l, fm_store *store, const fm_load_options
   fm_model *m = l->m;
   char name[64];
   int64_t described;
-  TRY(fm_ranks_new(&m->ranks, &m->cfg, l->s.forms, l->s.drafts > 0, &m->c, err));
+  TRY(fm_ranks_new(&m->ranks, &m->cfg, l->s.forms, l->s.drafts > 0, &m->c, m->wire, err));
+  int me = l->rank = fm_ranks_me(m->ranks);
   for (int i = 0; i < l->s.n_ranks; i++) {
     fm_rank *r = fm_ranks_at(m->ranks, i);
     int64_t size;
     fm_device_name(name, o->device, i, &described);
     if (described >= 0) return not_here(name, err);
-    if (i) TRY(open_device(r->c, name, o, err));
+    if (!r->c) continue;
+    if (i != me) TRY(open_device(m, r->c, name, o, err));
     if (r->c->ops != m->c.ops) return fm_fail(err, FM_EUNSUPPORTED, "devices of two kinds do not work together: %s", o->device);
-    if (i) TRY(fm_weights_new(&r->w, NULL, &m->cfg, m->drafts > 0, err));
+    if (i != me) TRY(fm_weights_new(&r->w, NULL, &m->cfg, m->drafts > 0, err));
     else r->w = m->w;
     r->w->store = store;
-    r->w->borrows = i > 0;
+    r->w->borrows = i != me;
     r->w->shard = r->shard;
     r->c->arithmetic = m->c.arithmetic, r->c->debug = m->c.debug, r->c->loose = m->c.loose;
     TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, &r->shard, &size, err));
@@ -87,8 +90,10 @@ static fm_status open_ranks(fm_loader *l, fm_store *store, const fm_load_options
   return FM_OK;
 }
 
-static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *err) {
+static fm_status open_parts(fm_loader *l, const fm_load_options *given, fm_error *err) {
   fm_model *m = l->m;
+  fm_load_options own = *given, *o = &own;
+  if (l->devices) own.device = l->devices;
   fm_store *store;
   char name[64];
   int64_t described;
@@ -96,10 +101,10 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *o, fm_error *er
   TRY(fm_setup_check(&m->cfg, o, err));
   TRY(fm_store_open(&store, m->dir, err));
   fm_device_name(name, o->device, 0, &described);
-  fm_status status = described >= 0 ? not_here(name, err) : open_device(&m->c, name, o, err);
+  fm_status status = described >= 0 ? not_here(name, err) : open_device(m, &m->c, name, o, err);
   if (status == FM_OK) status = fm_setup_make(&l->s, m->c.ops, &m->cfg, fm_stored_dtype(store), o, err);
   if (status == FM_OK) status = check_room(m, store, &l->s, o, err);
-  if (status == FM_OK && l->s.host_experts) status = open_device(&m->host, "cpu", o, err);
+  if (status == FM_OK && l->s.host_experts) status = open_device(m, &m->host, "cpu", o, err);
   if (status != FM_OK) {
     fm_store_close(store);
     return status;
@@ -131,7 +136,8 @@ fm_status fm_loader_open(fm_loader **out, const char *dir, const fm_load_options
   l->m = fm_zalloc(sizeof *l->m);
   if (l->m) l->m->refs = 1;
   if (l->m) l->m->dir = fm_strndup(dir, strlen(dir));
-  fm_status status = l->m && l->m->dir ? open_parts(l, o, err) : fm_no_memory(err, sizeof *l->m);
+  fm_status status = l->m && l->m->dir ? fm_far_join(l->m, o, &l->devices, err) : fm_no_memory(err, sizeof *l->m);
+  if (status == FM_OK) status = open_parts(l, o, err);
   if (status != FM_OK) {
     fm_loader_close(l);
     return status;
@@ -153,8 +159,8 @@ fm_status fm_loader_step(fm_loader *l, int64_t *done, int64_t *total, fm_error *
       l->filled = false;
       l->done += l->bytes;
       m->stats.weight_bytes += l->bytes;
-      l->rank = (l->rank + 1) % l->s.n_ranks;
-      l->slot += l->rank == 0;
+      if (!m->wire) l->rank = (l->rank + 1) % l->s.n_ranks;
+      l->slot += l->rank == 0 || m->wire;
     }
   }
   *done = l->done;
@@ -193,10 +199,12 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
   if (l->s.host_experts) m->net.host = &m->host;
   int64_t scratch = fm_setup_scratch(&m->cfg, m->c.ops, &l->s);
   TRY(fm_ctx_reserve(&m->c, m->ranks ? 2 * scratch : scratch, err));     // rank 0 gathers what all have
-  for (int i = 1; i < l->s.n_ranks; i++) TRY(fm_ctx_reserve(fm_ranks_at(m->ranks, i)->c, scratch, err));
+  for (int i = 0; m->ranks && i < l->s.n_ranks; i++)
+    if (fm_ranks_at(m->ranks, i)->c == &fm_ranks_at(m->ranks, i)->own) TRY(fm_ctx_reserve(&fm_ranks_at(m->ranks, i)->own, scratch, err));
   TRY(fm_sampler_new(&m->sampler, v, n_valid, err));
   TRY(fm_model_warm(m, err));
   m->digest = fm_store_digest(m->w->store);
+  if (m->wire) TRY(fm_far_agree(m, &l->s.forms, m->digest, err));
   log_loaded(m);
   l->m = NULL;
   *out = m;
@@ -206,6 +214,7 @@ fm_status fm_loader_finish(fm_loader *l, fm_model **out, fm_error *err) {
 void fm_loader_close(fm_loader *l) {
   if (!l) return;
   if (l->m) fm_model_close(l->m);
+  fm_free(l->devices);
   fm_free(l);
 }
 
@@ -239,6 +248,7 @@ void fm_model_close(fm_model *m) {
   fm_net_free(&m->net);
   fm_kv_free(m->kv);
   fm_ranks_free(m->ranks);
+  fm_wire_close(m->wire);
   fm_weights_free(m->w);
   if (m->c.dev) fm_ctx_close(&m->c);
   if (m->host.dev) fm_ctx_close(&m->host);
@@ -263,6 +273,8 @@ fm_stats fm_model_stats(const fm_model *m) {
   m->c.ops->info(m->c.dev, &s.simd, &s.threads);
   fm_forms of = m->ranks ? fm_ranks_forms(m->ranks) : (fm_forms){ 1, 1, 1, 1 };
   s.ranks = m->ranks ? fm_ranks_size(m->ranks) : 1;
+  s.processes = m->wire ? m->seat.world : 1;
+  s.process = m->wire ? m->seat.rank : 0;
   s.tp = of.tp, s.dp = of.dp, s.pp = of.pp, s.ep = of.ep;
   s.pages = m->kv->n_pages;
   s.pages_used = m->kv->n_pages - m->kv->n_free;
@@ -282,6 +294,7 @@ fm_status fm_model_expert_load(const fm_model *m, int64_t layer, int64_t *count,
   memset(count, 0, (size_t)n * sizeof *count);
   for (int i = 0; i < ranks; i++) {
     const int64_t *load = m->ranks ? fm_ranks_at(m->ranks, i)->net.load : m->net.load;
+    if (!load && m->wire) return fm_fail(err, FM_EUNSUPPORTED, "each process counts the choices of its own rows only");
     if (!load) return fm_fail(err, FM_EUNSUPPORTED, "the %s does not count choices in this version", m->c.ops->name);
     for (int64_t e = 0; e < n; e++) count[e] += load[layer * n + e];
   }
@@ -344,6 +357,7 @@ fm_status fm_model_step(fm_model *m, double ms, bool *busy, fm_error *err) {
   (void)err;
   *busy = true;
   m->calls++;
+  if (m->wire) ms = 0;                   // all processes stop at the same place
   m->slice_ms = ms > 0 ? ms / 3 : 0;
   run_slices(m, fm_now_ms(), ms, busy);
   if (m->stats.overshoot_ms > m->stats.max_overshoot_ms) m->stats.max_overshoot_ms = m->stats.overshoot_ms;

@@ -107,6 +107,9 @@ struct fm_model {
   fm_config cfg;
   fm_weights *w;
   fm_ranks *ranks;                       /* NULL: one device */
+  fm_wire *wire;                         /* to the other processes, each of which is a rank; NULL: none */
+  fm_seat seat;
+  int64_t seeds;                         /* wire: what all of them begin their seeds with */
   fm_ctx c, host;                        /* c: the first rank's; host: the CPU for experts that stay there; closed otherwise */
   fm_kv *kv;
   fm_prefix *prefix;                     /* NULL: none is kept */
@@ -147,6 +150,13 @@ fm_status fm_forms_choose(fm_forms *out, const fm_load_options *o, const fm_conf
 /* All ways that are possible, by what they cost; *out is the caller's. weight_bytes: of one stored weight. */
 fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *o, const fm_config *cfg, double weight_bytes,
                          int64_t seqs, fm_error *err);
+
+/* ---- far.c ---- */
+/* Meets the other processes, where there are some and the options do not name several devices of this one's own. *devices: one name for each
+   process, for the caller to free; NULL: this one works alone. */
+fm_status fm_far_join (fm_model *m, const fm_load_options *o, char **devices, fm_error *err);
+/* Whether all load the same, on devices of one kind, in the same form. */
+fm_status fm_far_agree(fm_model *m, const fm_forms *forms, uint64_t digest, fm_error *err);
 
 /* ---- warm.c ---- */
 /* Runs a new model through once, where the device is slow at first; nothing of it stays. */

@@ -167,7 +167,9 @@ static fm_status make_guide(fm_task *t, const fm_generate_options *o, fm_error *
 /* Drafts a step, or FM_MTP_AUTO, for what the caller said. */
 static int drafts(const fm_model *m, int mtp) {
   if (!m->drafts) return 0;
-  if (mtp == FM_MTP_AUTO || (mtp < 0 && m->mtp_auto)) return FM_MTP_AUTO;
+  bool open = mtp == FM_MTP_AUTO || (mtp < 0 && m->mtp_auto);
+  if (open && m->wire) return 1;                   // what pays is timed, and the times of processes differ
+  if (open) return FM_MTP_AUTO;
   if (mtp < 0) return m->drafts;
   return mtp < FM_MAX_DRAFTS ? mtp : FM_MAX_DRAFTS;
 }

@@ -10,7 +10,8 @@ local schema = require "fathom.schema"
 local session = require "fathom.session"
 local tokenizer = require "fathom.tokenizer"
 
-local fathom = { devices = load.devices, plan = load.plan, load = load.load, adopt = load.adopt, tokenizer = tokenizer.open,
+local fathom = { devices = load.devices, plan = load.plan, load = load.load, processes = load.processes,
+                 adopt = load.adopt, tokenizer = tokenizer.open,
                  templates = chat.names, history = session.history,
                  schema = schema.new, int = schema.int, number = schema.number, text = schema.string, list = schema.list,
                  enum = schema.enum, optional = schema.optional }

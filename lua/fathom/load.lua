@@ -79,6 +79,11 @@ end
 -- @return list of { name =, ... }, and why there is no CUDA device
 function load.devices() return require("fathom.core").devices() end
 
+--- Which of several processes that work together this one is: by FATHOM_RANK, FATHOM_WORLD and FATHOM_ADDR ("host:port"), or what srun,
+-- mpirun or torchrun have set. All run the same script; `fathom.load` makes a rank of each, unless `device` is a list.
+-- @return rank (from 0), how many there are; 0, 1 alone; or nil, err where what is set makes no sense
+function load.processes() return fault.guard(require("fathom.core").seat) end
+
 -- ---- plan ------------------------------------------------------------------------------------------------
 
 local function bytes(n)
@@ -190,6 +195,8 @@ function load.load(dir, opts)
   local loaded
   loaded, err = fault.guard(loader.finish, loader)
   if not loaded then return nil, err end
+  local seeds = loaded:seeds()
+  if seeds then sampling.follow(seeds) end
   return model.new(engine.new(loaded, dir))
 end
 

@@ -91,8 +91,18 @@ function sampling.defaults(generation_config)
            top_p = samples and tonumber(g.top_p) or 0.95, top_k = samples and math.tointeger(tonumber(g.top_k)) or nil }
 end
 
+local base, drawn = nil, 0
+
+--- From now on seeds that are drawn follow from this number: processes that share it draw the same ones.
+-- @param seeds integer
+function sampling.follow(seeds) base, drawn = seeds, 0 end
+
 --- A fresh seed, 53 bits so that it survives any JSON reader.
 function sampling.draw_seed()
+  if base then
+    drawn = drawn + 1
+    return (base + drawn * 0x9E3779B97F4A7C15) >> 11
+  end
   local f = io.open("/dev/urandom", "rb")
   local bytes = f and f:read(8)
   if f then f:close() end

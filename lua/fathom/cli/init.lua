@@ -29,6 +29,19 @@ function commands.help.run(positional)
   print "'fathom help COMMAND' lists options"
 end
 
+-- Where srun, mpirun or torchrun has started several of us, all do the work and the first one speaks.
+local function share(name)
+  local rank, world = models.library().processes()
+  if not rank then terminal.failed(world) end
+  if world == 1 or name == "plan" or name == "help" then return end
+  if name ~= "generate" and name ~= "bench" then
+    terminal.wrong(("'%s' works in one process, and %d were started"):format(name, world))
+  end
+  if rank == 0 then return end
+  print = function() end                                        -- luacheck: ignore 121
+  io.output "/dev/null"
+end
+
 --- Does what the words say.
 -- @param list list  the command's name, then its arguments
 function cli.main(list)
@@ -53,7 +66,9 @@ function cli.main(list)
     if word == "--help" then return commands.help.run { name } end
     if word == "--" then break end
   end
-  command.run(words.read(rest, command))
+  local given = table.pack(words.read(rest, command))
+  share(name)
+  command.run(table.unpack(given, 1, given.n))
 end
 
 return cli
