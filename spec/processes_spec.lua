@@ -1,5 +1,5 @@
 -- processes_spec.lua - ranks as processes: what srun, mpirun and torchrun start, on the CPU of this machine.
-local fathom = require "fathom"
+local now = require("fathom.core").now
 
 local NAMES = {
   fathom = { "FATHOM_RANK", "FATHOM_WORLD", "FATHOM_ADDR=127.0.0.1:%d" },
@@ -21,11 +21,12 @@ local function side_by_side(n, command, by, seconds)
   port = port + 2
   for i = 0, n - 1 do
     out[i + 1] = os.tmpname()
-    lines[#lines + 1] = ("%s=%d %s=%d %s %s > %s 2>&1 &"):format(name[1], i, name[2], n, name[3]:format(port), command:gsub("%%r", i), out[i + 1])
+    lines[#lines + 1] = ("%s=%d %s=%d %s %s > %s 2>&1 &"):format(name[1], i, name[2], n, name[3]:format(port), command:gsub("%%r", i),
+      out[i + 1])
   end
-  local begun = fathom.processes and require("fathom.core").now()
-  os.execute(("unset FATHOM_FAULT; export FATHOM_DEVICE=cpu FATHOM_RANK_SECONDS=%d; %s wait"):format(seconds or 20, table.concat(lines, " ")))
-  local ms = require("fathom.core").now() - begun
+  local begun = now()
+  os.execute(("export FATHOM_DEVICE=cpu FATHOM_RANK_SECONDS=%d; %s wait"):format(seconds or 20, table.concat(lines, " ")))
+  local ms = now() - begun
   for i, path in ipairs(out) do
     out[i] = read(path)
     os.remove(path)
@@ -174,7 +175,8 @@ describe("processes", function()
 
   it("say so when the others do not come, or came with other options", function()
     local path = script [[
-      local model, err = require "fathom".load("spec/golden/v2-tiny", { ctx = 64 + 64 * tonumber(arg[1]), threads = 1, parallel = { dp = 2 } })
+      local ctx = 64 + 64 * tonumber(arg[1])
+      local model, err = require "fathom".load("spec/golden/v2-tiny", { ctx = ctx, threads = 1, parallel = { dp = 2 } })
       print(err.code, err.message)
     ]]
     local out = side_by_side(2, ("lua5.4 %s %%r"):format(path))
@@ -182,7 +184,8 @@ describe("processes", function()
     out = side_by_side(1, "env FATHOM_WORLD=3 lua5.4 " .. path .. " 0", "fathom", 1)
     assert.matches("^device\t1 of 3 processes came to 127.0.0.1 port %d+ in 1 s", out[1])
     for _, case in ipairs { { "FATHOM_WORLD=2", "FATHOM_RANK is not set" }, { "FATHOM_WORLD=2 FATHOM_RANK=2", "is 2 of" },
-                            { "FATHOM_WORLD=x", "expected a number" }, { "FATHOM_WORLD=2 FATHOM_RANK=0 FATHOM_ADDR=here:0", "host:port" } } do
+                            { "FATHOM_WORLD=x", "expected a number" },
+                            { "FATHOM_WORLD=2 FATHOM_RANK=0 FATHOM_ADDR=here:0", "host:port" } } do
       local pipe <close> = assert(io.popen(("env %s lua5.4 %s 0"):format(case[1], path)))
       assert.matches(case[2], pipe:read "a")
     end

@@ -1,10 +1,12 @@
 """Makes a checkpoint of V2-Lite's shapes with random weights, as many layers as asked for, where a disk has room (1.2 GB a layer).
-usage: made_up.py FOLDER [layers]"""
+usage: made_up.py FOLDER [layers] [--fp8]    --fp8: weights in f8 with a scale for every 128 x 128, half the room"""
 import json, math, os, sys
 import torch
 from safetensors.torch import save_file
 
-folder, layers = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 8
+fp8 = "--fp8" in sys.argv
+words = [w for w in sys.argv[1:] if w != "--fp8"]
+folder, layers = words[0], int(words[1]) if len(words) > 1 else 8
 os.makedirs(folder, exist_ok=True)
 d, heads, rank, nope, rope, v, experts, moe, dense, vocab = 2048, 16, 512, 128, 64, 128, 64, 1408, 10944, 102400
 config = dict(architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2", hidden_size=d, intermediate_size=dense,
@@ -14,15 +16,31 @@ config = dict(architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2",
               num_experts_per_tok=6, moe_layer_freq=1, first_k_dense_replace=1, norm_topk_prob=False, scoring_func="softmax",
               hidden_act="silu", max_position_embeddings=8192, rms_norm_eps=1e-6, attention_bias=False, rope_theta=10000.0,
               rope_scaling=None, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False, torch_dtype="bfloat16", vocab_size=vocab)
+if fp8: config["quantization_config"] = dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128])
 json.dump(config, open(folder + "/config.json", "w"), indent=1)
 
 device = "cuda" if torch.cuda.is_available() else "cpu"
 torch.manual_seed(1)
-def matrix(rows, cols): return (torch.randn(rows, cols, device=device) / math.sqrt(cols)).to(torch.bfloat16).cpu()
+def random(rows, cols): return torch.randn(rows, cols, device=device) / math.sqrt(cols)
+def matrix(rows, cols): return random(rows, cols).to(torch.bfloat16).cpu()
 def ones(n): return torch.ones(n, dtype=torch.bfloat16)
+
+def linear(t, name, rows, cols):
+    """A weight, in f8 with its scales where asked for."""
+    if not fp8:
+        t[name] = matrix(rows, cols)
+        return
+    r, c = -(-rows // 128), -(-cols // 128)
+    w = torch.zeros(r * 128, c * 128, device=device)
+    w[:rows, :cols] = random(rows, cols)
+    scale = w.view(r, 128, c, 128).abs().amax(dim=(1, 3)) / 448
+    w = (w.view(r, 128, c, 128) / scale[:, None, :, None]).view(r * 128, c * 128)[:rows, :cols]
+    t[name], t[name + "_scale_inv"] = w.to(torch.float8_e4m3fn).contiguous().cpu(), scale.float().contiguous().cpu()
+
 def mlp(t, name, width):
-    t[name + "gate_proj.weight"], t[name + "up_proj.weight"] = matrix(width, d), matrix(width, d)
-    t[name + "down_proj.weight"] = matrix(d, width)
+    linear(t, name + "gate_proj.weight", width, d)
+    linear(t, name + "up_proj.weight", width, d)
+    linear(t, name + "down_proj.weight", d, width)
 
 where = {}
 def save(name, t):
@@ -34,10 +52,10 @@ for i in range(layers):
     p, t = f"model.layers.{i}.", {}
     t[p + "input_layernorm.weight"], t[p + "post_attention_layernorm.weight"] = ones(d), ones(d)
     t[p + "self_attn.kv_a_layernorm.weight"] = ones(rank)
-    t[p + "self_attn.q_proj.weight"] = matrix(heads * (nope + rope), d)
-    t[p + "self_attn.kv_a_proj_with_mqa.weight"] = matrix(rank + rope, d)
-    t[p + "self_attn.kv_b_proj.weight"] = matrix(heads * (nope + v), rank)
-    t[p + "self_attn.o_proj.weight"] = matrix(d, heads * v)
+    linear(t, p + "self_attn.q_proj.weight", heads * (nope + rope), d)
+    linear(t, p + "self_attn.kv_a_proj_with_mqa.weight", rank + rope, d)
+    linear(t, p + "self_attn.kv_b_proj.weight", heads * (nope + v), rank)
+    linear(t, p + "self_attn.o_proj.weight", d, heads * v)
     if i == 0:
         mlp(t, p + "mlp.", dense)
     else:
