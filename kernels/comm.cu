@@ -410,9 +410,18 @@ static fm_status all_columns(fm_ctx *c, fm_comm *comm, float *out, const float *
   return columns_by_nccl(c, m, out, mine, n, width);
 }
 
+static fm_status all_combine(fm_ctx *c, fm_comm *comm, float *out, const void *answers, const int32_t *id, const float *weight,
+                             const fm_combine *j) {
+  fm_member *m;
+  TRY(ready(c, comm, &m));
+  if (m->reached) return fm_peer_combine(c, &m->peers, out, answers, id, weight, j);
+  return fm_hint(&c->err, fm_fail(&c->err, FM_EUNSUPPORTED, "cuda: ep is for GPUs of one process that reach each other's memory"),
+                 "parallel = { tp = %d } splits each expert", comm->n);
+}
+
 const fm_collectives fm_cuda_collectives = {
   .found = found, .dissolve = dissolve, .join = join, .join_far = join_far, .leave = leave, .barrier = barrier, .all_reduce = all_reduce,
-  .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast, .all_columns = all_columns,
+  .all_gather = all_gather, .all_to_all = all_to_all, .broadcast = broadcast, .all_columns = all_columns, .all_combine = all_combine,
 };
 
 #else

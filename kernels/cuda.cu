@@ -342,7 +342,7 @@ const fm_backend *fm_backend_open_cuda(void) {
   t.cache_store = guarded<fm_cuda_cache_store>::call, t.turn = guarded<fm_cuda_turn>::call, t.mla_store = guarded<fm_cuda_mla_store>::call;
   t.mla_prompt = guarded<fm_cuda_mla_prompt>::call, t.mla_decode = guarded<fm_cuda_mla_decode>::call;
   t.gqa = guarded<fm_cuda_gqa>::call, t.route = guarded<fm_cuda_route>::call;
-  t.experts = guarded<fm_cuda_experts>::call;
+  t.experts = guarded<fm_cuda_experts>::call, t.experts_of = guarded<fm_cuda_experts_of>::call;
   t.comm = &fm_cuda_collectives;
   return &t;
 }

@@ -201,6 +201,7 @@ fm_status fm_cuda_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const f
                         const fm_route *r, int64_t n);
 fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
                           const fm_experts *e, int64_t n);
+fm_status fm_cuda_experts_of(fm_ctx *c, void *answers, const float *x, const int32_t *id, int64_t first, const fm_experts *e, int64_t n);
 fm_status fm_cuda_draw(fm_ctx *c, fm_drawn *out, const float *logits, const fm_draw_rule *rule, int64_t n,
                        int64_t vocab_size, int64_t n_valid);
 

@@ -49,6 +49,7 @@ __device__ void sort_slots(const int32_t *id, int slots, int k, int experts, con
       at += __popc(all);
     }
   }
+  for (int i = s.start[experts] + threadIdx.x; i < slots; i += blockDim.x) s.row[i] = 0;     // some are other ranks'
 }
 
 template <int F8> __global__ void __launch_bounds__(1024) sort_kernel(const int32_t *id, int slots, int k, int experts, sorted s,
@@ -236,6 +237,7 @@ __global__ void plain_expert_kernel(plain_expert j) {
   fm_wait();
   if (r >= j.w.w.rows) return;
   int e = j.id[slot];
+  if (e < 0) return;
   fm_dmat w = fm_pick(j.w, e);
   float v;
   if (j.second.w.data) {
@@ -281,8 +283,14 @@ static bool stack_of(stack *s, const fm_mat *m, int64_t n) {
   return true;
 }
 
+__global__ void count_up_kernel(int32_t *place, int64_t n) {
+  int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x;
+  fm_wait();
+  if (i < n) place[i] = (int32_t)i;
+}
+
 static fm_status plain_experts(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
-                               const stack *gate, const stack *up, const stack *down, int64_t n) {
+                               const stack *gate, const stack *up, const stack *down, int64_t n, const fm_kept *kept) {
   int64_t d = e->hidden_size, m = e->moe_intermediate_size, slots = n * e->top_k;
   float *xn, *h, *y;
   if (e->norm) {
@@ -291,10 +299,15 @@ static fm_status plain_experts(fm_ctx *c, float *out, const float *x, const int3
     x = xn;
   }
   TRY(fm_cuda_take_n(c, &h, slots * m));
-  TRY(fm_cuda_take_n(c, &y, slots * d));
+  if (kept) y = kept->y;
+  else TRY(fm_cuda_take_n(c, &y, slots * d));
   plain_expert first = { *gate, *up, x, h, id, (int)e->top_k, (int)n }, second = { *down, {}, h, y, id, 1, (int)n };
   fm_launch(c, plain_expert_kernel, dim3((unsigned)slots, (unsigned)((m + 7) / 8)), 256, 0, first);
   fm_launch(c, plain_expert_kernel, dim3((unsigned)slots, (unsigned)((d + 7) / 8)), 256, 0, second);
+  if (kept) {
+    fm_launch(c, count_up_kernel, (unsigned)((slots + 255) / 256), 256, 0, kept->place, slots);
+    return fm_cuda_launched(c, "experts");
+  }
   fm_moe_combine(c, out, y, weight, NULL, NULL, e, n);
   TRY(fm_cuda_launched(c, "experts"));
   if (!e->shared_gate) return FM_OK;
@@ -339,7 +352,7 @@ static fm_status take_sorted(fm_ctx *c, sorted *s, int64_t slots, int64_t expert
 }
 
 static fm_status skinny_experts(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
-                                const stack *gate, const stack *up, const stack *down, int64_t n) {
+                                const stack *gate, const stack *up, const stack *down, int64_t n, const fm_kept *kept) {
   int64_t d = e->hidden_size, m = e->moe_intermediate_size, slots = n * e->top_k, wide = e->shared_gate ? e->shared_gate->rows : 0;
   expert_job j = { .gate = *gate, .up = *up, .down = *down, .n = (int)n, .slots = (int)slots };
   fm_source in = { x, e->norm, NULL, d, e->eps, (int)n, (int)d };
@@ -351,7 +364,8 @@ static fm_status skinny_experts(fm_ctx *c, float *out, const float *x, const int
   TRY(fm_cuda_take_n(c, &factor, n));
   TRY(fm_cuda_take_n(c, &j.h, slots * m));
   TRY(fm_cuda_take_n(c, &j.h_factor, slots));
-  TRY(fm_cuda_take_n(c, &j.y, slots * d));
+  if (kept) j.s.place = kept->place, j.y = kept->y;
+  else TRY(fm_cuda_take_n(c, &j.y, slots * d));
   if (wide) {
     TRY(fm_cuda_take_n(c, &j.shared_h, n * wide));
     TRY(fm_cuda_take_n(c, &j.shared_factor, n));
@@ -364,7 +378,7 @@ static fm_status skinny_experts(fm_ctx *c, float *out, const float *x, const int
             (int)e->top_k, (int)e->n_experts, j.s, x16, factor, in);
   if (f8) launch_experts<1>(c, j);
   else launch_experts<0>(c, j);
-  fm_moe_combine(c, out, j.y, weight, j.s.place, j.shared_y, e, n);
+  if (!kept) fm_moe_combine(c, out, j.y, weight, j.s.place, j.shared_y, e, n);
   return fm_cuda_launched(c, "experts");
 }
 
@@ -379,8 +393,14 @@ static bool all_skinny(fm_ctx *c, const fm_experts *e) {
 /* Rows at a time: what the slots' answers take stays within bounds, and what every block of the skinny kernels keeps of them. */
 constexpr int64_t SLOT_BYTES = 512 << 20, SKINNY_SLOTS = 1024;
 
-fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
-                          const fm_experts *e, int64_t n) {
+__global__ void move_places_kernel(int32_t *place, int64_t n, int32_t by) {
+  int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x;
+  fm_wait();
+  if (i < n) place[i] += by;
+}
+
+static fm_status run_experts(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e, int64_t n,
+                             const fm_kept *kept) {
   stack gate, up, down;
   int64_t d = e->hidden_size, k = e->top_k;
   if (!stack_of(&gate, e->gate, e->n_experts) || !stack_of(&up, e->up, e->n_experts) || !stack_of(&down, e->down, e->n_experts))
@@ -389,23 +409,52 @@ fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *
   int64_t step = SLOT_BYTES / (k * (d + e->moe_intermediate_size) * 4), most = 60000 / k, used = c->slab_used;
   fm_grouped g[2];
   bool grouped = skinny && fm_moe_plan(c, g, e, &gate, &up, &down, n);
-  bool one = n == 1 && skinny && !grouped && fm_moe_one_can(e);
+  bool one = n == 1 && skinny && !grouped && !kept && fm_moe_one_can(e);
   const fm_gate *choose = one && fm_moe_one_chooses(e) ? NULL : e->choose;
   if (choose) TRY(fm_cuda_route(c, choose->topk_id, choose->topk_weight, choose->logits, choose->bias, choose->rule, n));
-  if (one) return fm_moe_one(c, out, x, topk_id, topk_weight, e, &gate, &up, &down);
+  if (one) return fm_moe_one(c, out, x, id, weight, e, &gate, &up, &down);
   if (skinny && !grouped) most = SKINNY_SLOTS / k;
   step = step > most ? most : step;
   if (step < 1) step = 1;
   for (int64_t i = 0; i < n; i += step) {
-    int64_t rows = n - i < step ? n - i : step;
+    int64_t rows = n - i < step ? n - i : step, slot = i * k, slots = rows * k;
+    fm_kept part = kept ? fm_kept{ kept->place + slot, kept->y + slot * d } : fm_kept{};
+    float *to = out ? out + i * d : NULL;
+    const float *w = weight ? weight + slot : NULL;
     if (grouped) {
       fm_moe_plan(c, g, e, &gate, &up, &down, rows);
-      TRY(fm_moe_grouped(c, out + i * d, x + i * d, topk_id + i * k, topk_weight + i * k, e, g, rows));
+      TRY(fm_moe_grouped(c, to, x + i * d, id + slot, w, e, g, rows, kept ? &part : NULL));
     } else {
-      TRY((skinny ? skinny_experts : plain_experts)(c, out + i * d, x + i * d, topk_id + i * k, topk_weight + i * k, e, &gate, &up, &down,
-                                                    rows));
+      TRY((skinny ? skinny_experts : plain_experts)(c, to, x + i * d, id + slot, w, e, &gate, &up, &down, rows, kept ? &part : NULL));
     }
+    if (kept && i) fm_launch(c, move_places_kernel, (unsigned)((slots + 255) / 256), 256, 0, part.place, slots, (int32_t)slot);
     c->slab_used = used;
   }
   return FM_OK;
+}
+
+fm_status fm_cuda_experts(fm_ctx *c, float *out, const float *x, const int32_t *topk_id, const float *topk_weight,
+                          const fm_experts *e, int64_t n) {
+  return run_experts(c, out, x, topk_id, topk_weight, e, n, NULL);
+}
+
+/* ---- some of a layer's experts, for rows that chose among all ---- */
+
+__global__ void own_kernel(int32_t *own, const int32_t *id, int64_t n, int first, int experts) {
+  int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x;
+  fm_wait();
+  if (i >= n) return;
+  int e = id[i] - first;
+  own[i] = e >= 0 && e < experts ? e : -1;
+}
+
+fm_status fm_cuda_experts_of(fm_ctx *c, void *answers, const float *x, const int32_t *id, int64_t first, const fm_experts *e, int64_t n) {
+  int64_t slots = n * e->top_k;
+  fm_kept kept = { (int32_t *)answers, (float *)((char *)answers + fm_answers_at(slots)) };
+  int32_t *own;
+  if (!slots) return FM_OK;
+  TRY(fm_cuda_take_n(c, &own, slots));
+  fm_launch(c, own_kernel, (unsigned)((slots + 255) / 256), 256, 0, own, id, slots, (int)first, (int)e->n_experts);
+  TRY(fm_cuda_launched(c, "choices"));
+  return run_experts(c, NULL, x, own, NULL, e, n, &kept);
 }

@@ -23,6 +23,9 @@ __device__ __forceinline__ fm_dmat fm_pick(const stack &s, int e) {
   return w;
 }
 
+/* Answers that stay where they are, to be combined elsewhere: place (slots) slot -> row of y (slots, hidden). */
+struct fm_kept { int32_t *place; float *y; };
+
 /* Experts of one row, whose weights all fit the skinny kernels; whether they make e's choice themselves. */
 bool      fm_moe_one_can(const fm_experts *e);
 bool      fm_moe_one_chooses(const fm_experts *e);
@@ -35,8 +38,8 @@ void fm_moe_combine(fm_ctx *c, float *out, const float *y, const float *weight, 
 
 /* Fills in what both products share; true when the device can. */
 bool fm_moe_plan(fm_ctx *c, fm_grouped g[2], const fm_experts *e, const stack *gate, const stack *up, const stack *down, int64_t n);
-/* Experts of many rows: sorted, gathered, multiplied by experts, combined. */
+/* Experts of many rows: sorted, gathered, multiplied by experts, combined. kept: not combined, ids of -1 are nobody's. */
 fm_status fm_moe_grouped(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
-                         fm_grouped g[2], int64_t n);
+                         fm_grouped g[2], int64_t n, const fm_kept *kept);
 
 #endif

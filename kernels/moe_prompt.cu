@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(CHUNK) place_kernel(const int32_t *id, int slo
   extern __shared__ int32_t warps[];
   fm_wait();
   int i = blockIdx.x * CHUNK + threadIdx.x, e = i < slots ? id[i] : -1, rank = rank_in_block(warps, e, experts);
-  if (e >= 0) place[i] = chunk[blockIdx.x * experts + e] + rank;
+  if (i < slots) place[i] = e >= 0 ? chunk[blockIdx.x * experts + e] + rank : -1;
 }
 
 /* Eight f32 to f8 with one scale: what 16 lanes share, 128 elements. */
@@ -112,11 +112,13 @@ template <int F8> __global__ void __launch_bounds__(256) gather_kernel(gather_jo
       float scale;
       uint2 q = quantise8(v, &scale);
       for (int s = 0; s < j.k && in; s++) {
+        if (place[s] < 0) continue;      // another rank's
         *(uint2 *)((uint8_t *)j.xg + (int64_t)place[s] * j.dim + i) = q;
         if (threadIdx.x % 16 == 0) j.xs[(int64_t)place[s] * (j.dim / 128) + i / 128] = scale;
       }
     } else {
-      for (int s = 0; s < j.k && in; s++) *(uint4 *)((bf16 *)j.xg + (int64_t)place[s] * j.dim + i) = h;
+      for (int s = 0; s < j.k && in; s++)
+        if (place[s] >= 0) *(uint4 *)((bf16 *)j.xg + (int64_t)place[s] * j.dim + i) = h;
     }
   }
 }
@@ -136,11 +138,12 @@ __global__ void __launch_bounds__(256) quantise_kernel(uint8_t *out, float *scal
   if (threadIdx.x % 16 == 0) scale[i / 128] = s;
 }
 
-static fm_status sort_many(fm_ctx *c, sorted *s, const int32_t *id, int64_t slots, int64_t experts) {
+static fm_status sort_many(fm_ctx *c, sorted *s, const int32_t *id, int64_t slots, int64_t experts, const fm_kept *kept) {
   int32_t *chunk;
   unsigned chunks = (unsigned)((slots + CHUNK - 1) / CHUNK);
   TRY(fm_cuda_take_n(c, &s->start, experts + 1));
-  TRY(fm_cuda_take_n(c, &s->place, slots));
+  if (kept) s->place = kept->place;
+  else TRY(fm_cuda_take_n(c, &s->place, slots));
   TRY(fm_cuda_take_n(c, &chunk, chunks * experts));
   fm_launch(c, count_kernel, chunks, CHUNK, 8 * experts * 4, id, (int)slots, (int)experts, chunk);
   fm_launch(c, start_kernel, 1, 1024, experts * 4, chunk, (int)chunks, (int)experts, s->start);
@@ -200,13 +203,13 @@ bool fm_moe_plan(fm_ctx *c, fm_grouped g[2], const fm_experts *e, const stack *g
 }
 
 fm_status fm_moe_grouped(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
-                         fm_grouped g[2], int64_t n) {
+                         fm_grouped g[2], int64_t n, const fm_kept *kept) {
   int64_t d = e->hidden_size, m = e->moe_intermediate_size, slots = n * e->top_k, size = g->f8 ? 1 : 2;
   sorted s;
   gather_job in = { .x = x, .norm = e->norm, .eps = e->eps, .dim = (int)d, .k = (int)e->top_k };
   shared_job shared = { .e = e, .x = x, .n = n };
   bf16 *h;
-  TRY(sort_many(c, &s, id, slots, e->n_experts));
+  TRY(sort_many(c, &s, id, slots, e->n_experts, kept));
   if (e->shared_gate && !shared_small(e)) TRY(fm_cuda_take_n(c, &in.xb, n * d));
   TRY(fm_cuda_take(c, &in.xg, slots * d * size));
   if (g->f8) TRY(fm_cuda_take_n(c, &in.xs, slots * (d / 128)));
@@ -224,10 +227,11 @@ fm_status fm_moe_grouped(fm_ctx *c, float *out, const float *x, const int32_t *i
     fm_launch(c, quantise_kernel, (unsigned)((slots * m / 8 + 255) / 256), 256, 0, q, qs, (const bf16 *)h, slots * m);
     g[1].x = q, g[1].xs = qs;
   }
-  float *y;
-  TRY(fm_cuda_take_n(c, &y, slots * d));
+  float *y = kept ? kept->y : NULL;
+  if (!kept) TRY(fm_cuda_take_n(c, &y, slots * d));
   g[1].out = y;
   TRY(fm_grouped_run(c, &g[1]));
+  if (kept) return FM_OK;
   shared.xb = in.xb;
   if (e->shared_gate) TRY(shared_first(c, &shared));
   fm_moe_combine(c, out, y, weight, s.place, NULL, e, n);

@@ -274,6 +274,41 @@ template <typename V> __global__ void __launch_bounds__(SWAP_THREADS) columns_ke
   part(p, turn);
 }
 
+struct combine_job {
+  float *out;
+  const char *answers;
+  const int32_t *id;
+  const float *weight;
+  int64_t n, row;
+  int64_t rows_at;                       /* of answers: where places end and rows begin */
+  int k, experts, dim;
+};
+
+/* Four elements of a row a thread, choices in their order, as combine_kernel of moe.cu. */
+__global__ void __launch_bounds__(SWAP_THREADS) combine_kernel(combine_job j, fm_peers p) {
+  __shared__ const char *from[FM_PEERS];
+  uint32_t turn;
+  fm_wait();
+  fm_go_on();
+  if (!meet(p, from, &turn, [&](int) { return j.answers; })) return;
+  int64_t across = j.dim / 4;
+  for (int64_t i = (int64_t)blockIdx.x * SWAP_THREADS + threadIdx.x; i < j.n * across; i += (int64_t)gridDim.x * SWAP_THREADS) {
+    int64_t row = i / across, col = i % across;
+    float4 sum = { 0, 0, 0, 0 };
+    for (int s = 0; s < j.k; s++) {
+      int64_t slot = row * j.k + s;
+      float w = j.weight[slot];
+      const char *who = from[((int64_t)(j.id[slot] + 1) * p.n - 1) / j.experts];
+      int at = __ldcg((const int *)who + j.row * j.k + slot);
+      float4 v = __ldcg((const float4 *)(who + j.rows_at) + at * across + col);
+      sum = { fmaf(w, v.x, sum.x), fmaf(w, v.y, sum.y), fmaf(w, v.z, sum.z), fmaf(w, v.w, sum.w) };
+    }
+    float4 *to = (float4 *)j.out + i, was = *to;
+    *to = { was.x + sum.x, was.y + sum.y, was.z + sum.z, was.w + sum.w };
+  }
+  part(p, turn);
+}
+
 __device__ __forceinline__ void add_eight(float (&sum)[8], const float *from, int64_t i) {
   float4 a = __ldcg((const float4 *)from + 2 * i), b = __ldcg((const float4 *)from + 2 * i + 1);
   sum[0] += a.x, sum[1] += a.y, sum[2] += a.z, sum[3] += a.w, sum[4] += b.x, sum[5] += b.y, sum[6] += b.z, sum[7] += b.w;
@@ -332,6 +367,15 @@ fm_status fm_peer_gather(fm_ctx *c, const fm_peers *p, char *out, const char *mi
   for (int r = 0; r < p->n; r++) z.of[r] = size[r], sum += size[r];
   fm_launch(c, gather_kernel, blocks_for(sum / 64, SWAP_BLOCKS), SWAP_THREADS, 0, out, mine, z, *p);
   return fm_cuda_launched(c, "all_gather");
+}
+
+fm_status fm_peer_combine(fm_ctx *c, const fm_peers *p, float *out, const void *answers, const int32_t *id, const float *weight,
+                          const fm_combine *j) {
+  if (j->hidden_size % 4) return fm_fail(&c->err, FM_EUNSUPPORTED, "cuda: ep wants a hidden_size of whole vectors");
+  combine_job job = { out, (const char *)answers, id, weight, j->n, j->row, fm_answers_at(j->all * j->top_k), (int)j->top_k, (int)j->n_experts,
+                      (int)j->hidden_size };
+  fm_launch(c, combine_kernel, blocks_for(j->n * j->hidden_size / 4, 2 * fm_cuda_of(c)->n_sm), SWAP_THREADS, 0, job, *p);
+  return fm_cuda_launched(c, "all_combine");
 }
 
 bool fm_peer_can_columns(int64_t n, const int64_t *width, int ranks) {

@@ -4,7 +4,7 @@
 #ifndef FM_KERNELS_PEER_CUH
 #define FM_KERNELS_PEER_CUH
 
-#include "cuda.cuh"
+#include "comm.cuh"
 
 constexpr int FM_PEERS = 16;             /* ranks of a group, at most */
 constexpr int FM_TURNS = 64;             /* words in which kernels count their calls */
@@ -30,6 +30,9 @@ fm_status fm_peer_add_long(fm_ctx *c, const fm_peers *p, float *x, const float *
 /* fm_op_all_to_all, fm_op_all_gather; any sizes. */
 fm_status fm_peer_swap(fm_ctx *c, const fm_peers *p, char *out, const int64_t *out_size, const char *in, const int64_t *in_size);
 fm_status fm_peer_gather(fm_ctx *c, const fm_peers *p, char *out, const char *mine, const int64_t *size);
+/* fm_op_all_combine. */
+fm_status fm_peer_combine(fm_ctx *c, const fm_peers *p, float *out, const void *answers, const int32_t *id, const float *weight,
+                          const fm_combine *j);
 /* fm_op_all_columns, where can_columns says so. */
 bool      fm_peer_can_columns(int64_t n, const int64_t *width, int ranks);
 fm_status fm_peer_columns(fm_ctx *c, const fm_peers *p, float *out, const float *mine, int64_t n, const int64_t *width);

@@ -129,8 +129,6 @@ static fm_status stage(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
   return c->ops->send ? c->ops->send(c) : FM_OK;
 }
 
-enum { FEW = 32 };                       /* rows of a prompt for which the way of sampled rows is faster: 16 in 7 ms, not 15 (H100) */
-
 /* ---- the pass ------------------------------------------------------------------------------------------ */
 
 fm_status fm_pass_add(fm_pass *p, fm_mm mm) {
@@ -232,13 +230,20 @@ static fm_status embed(fm_pass *p, const float *h) {
   return status;
 }
 
+/* What the other ranks' rows have to do with it. */
+static int64_t hash_of_homes(const fm_pass *p) {
+  uint64_t h = 0;
+  for (int r = 0; p->net->home && r < fm_comm_size(p->net->ep); r++) h = (h ^ (uint64_t)p->net->home[r]) * 0x100000001b3 + 1;
+  return (int64_t)h;
+}
+
 /* The whole pass at once, as the device has noted it, or notes it now. */
 static fm_status recorded(fm_pass *p, const float *h, int64_t slab) {
   fm_ctx *c = p->net->c;
   bool known;
   bool stands = false;                   // rules that want more take more operations
   for (int64_t i = 0; p->rule && i < p->n_logits; i++) stands = stands || p->rule[i].stands;
-  int64_t key[8] = { p->n, p->n_span, p->n_logits, p->mtp, (p->rule != NULL) + stands, slab };
+  int64_t key[8] = { p->n, p->n_span, p->n_logits, p->mtp, (p->rule != NULL) + stands, slab, hash_of_homes(p) };
   TRY(c->ops->record(c, key, &known));
   fm_status status = known ? FM_OK : embed(p, h);
   while (status == FM_OK && !known && p->layer <= p->n_layers) status = layer(p);
@@ -270,7 +275,7 @@ static fm_status begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw_r
     else p->n_prompt++;
   }
   // by role, so that no row's bits hang on how many run beside it; where that is given up, a few rows of a prompt go the faster way
-  c->generated = p->n_prompt == 0 || (c->loose && p->n <= FEW);
+  c->generated = p->net->shard ? p->net->generated : p->n_prompt == 0 || (c->loose && p->n <= FM_FEW_ROWS);
   TRY(fm_scratch(c, &p->x, p->n, g->hidden_size));
   TRY(fm_scratch(c, &p->hidden, p->n, g->hidden_size));
   TRY(fm_scratch(c, &p->logits, fm_comm_me(p->net->tp) ? 0 : p->n_logits, g->vocab_size));

@@ -20,7 +20,6 @@ struct fm_ranks {
   fm_rank *rank;
   /* the pass under way, for the ranks' threads */
   fm_pass *pass;
-  bool generated;
 };
 
 int fm_ranks_size(const fm_ranks *r) { return r->n; }
@@ -76,6 +75,7 @@ void fm_ranks_free(fm_ranks *r) {
     leave(k->net.tp), leave(k->net.ep), leave(k->net.share), leave(k->net.pipe);
     if (k->net.c) fm_net_free(&k->net);
     if (i != r->me) fm_weights_free(k->w);
+    fm_free(k->home);
     fm_free(k->seg);
     fm_free(k->place);
     fm_free(k->rule);
@@ -158,6 +158,13 @@ fm_status fm_ranks_ready(fm_ranks *r, fm_net *net, fm_kv *kv, int64_t n_position
     k->net.shard = &k->shard;
   }
   TRY(connect(r, err));
+  for (int i = 0; i < r->n; i++) {
+    fm_rank *k = &r->rank[i];
+    if (!k->net.ep) continue;
+    k->home = fm_array(k->net.ep->n, sizeof *k->home);
+    if (!k->home) return fm_no_memory(err, k->net.ep->n * (int64_t)sizeof *k->home);
+    k->net.home = k->home;
+  }
   fm_rank *me = &r->rank[r->me];
   *net = (fm_net){ .cfg = r->cfg, .w = me->w, .kv = kv, .c = me->c, .ranks = r, .n_positions = n_positions, .n_turns = me->net.n_turns,
                    .n_valid = n_valid };
@@ -187,6 +194,22 @@ static fm_status deal_to(const fm_ranks *r, fm_rank *k, const fm_seg *segs, int6
   return FM_OK;
 }
 
+static int64_t rows_of(const fm_rank *k, bool logits) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < k->n_segs; i++) n += logits ? k->seg[i].n_logits : k->seg[i].n;
+  return n;
+}
+
+/* Which rows each rank of a rank's ep is at home for: of those that some have in common a part. */
+static void say_homes(const fm_ranks *r, fm_rank *k) {
+  int ep = fm_comm_size(k->net.ep), share = ep < r->of.tp ? ep : r->of.tp, first = k->shard.rank - k->shard.rank % ep;
+  for (int i = 0; k->home && i < ep; i++) {
+    int64_t n = rows_of(&r->rank[first + i], false);
+    int which = (first + i) % share;
+    k->home[i] = fm_part(n, share, which + 1) - fm_part(n, share, which);
+  }
+}
+
 /* Groups whose ranks have not met since the last failure do so now: what is noted cannot. */
 static fm_status meet(fm_ranks *r, fm_rank *k) {
   unsigned epoch = fm_hub_epoch(fm_team_hub(r->team));
@@ -210,7 +233,6 @@ static fm_status begin_one(void *arg, int i, fm_error *err) {
   }
   const fm_draw_rule *rule = r->pass->rule && k->n_segs && !k->shard.t ? k->rule : NULL;
   fm_status status = fm_pass_begin(&k->pass, &k->net, k->seg, k->n_segs, r->pass->mtp, rule);
-  k->c->generated = r->generated;        // whose rows are read by others' roles: a pass has one
   if (status != FM_OK) *err = k->c->err;
   return status;
 }
@@ -237,13 +259,17 @@ fm_status fm_ranks_begin(fm_pass *p, fm_seg *segs, int64_t n_segs, const fm_draw
   }
   p->rule = (fm_draw_rule *)(uintptr_t)(p->n_logits && c->ops->draw ? rule : NULL);
   r->pass = p;
-  r->generated = n_segs > 0 && segs[0].role == FM_GENERATED;
+  bool generated = (n_segs > 0 && segs[0].role == FM_GENERATED) || (c->loose && p->n <= FM_FEW_ROWS);   // a pass has one role
   for (int i = 0; i < r->n; i++)
     if (r->rank[i].c) r->rank[i].pass = (fm_pass){ .net = &r->rank[i].net, .mark = fm_scratch_here(r->rank[i].c) };
   TRY(fm_scratch(c, &p->hidden, p->n, d));
   TRY(fm_scratch(c, &p->logits, p->n_logits, r->cfg->vocab_size));
   TRY(fm_scratch_drawn(c, &p->drawn, p->n_logits));
   for (int i = 0; i < r->n; i++) TRY(deal_to(r, &r->rank[i], segs, n_segs, p->rule, &c->err));
+  for (int i = 0; i < r->n; i++) {
+    say_homes(r, &r->rank[i]);
+    r->rank[i].net.generated = generated;
+  }
   return run(r, begin_one);
 }
 
@@ -279,12 +305,6 @@ static void gather_logits(fm_ctx *c, const fm_rank *k, const fm_pass *p, const f
 static fm_status settle(fm_rank *k) {
   int32_t word;
   return k->shard.rank && k->c->ops->download ? k->c->ops->download(k->c, &word, k->pass.hidden, sizeof word) : FM_OK;
-}
-
-static int64_t rows_of(const fm_rank *k, bool logits) {
-  int64_t n = 0;
-  for (int64_t i = 0; i < k->n_segs; i++) n += logits ? k->seg[i].n_logits : k->seg[i].n;
-  return n;
 }
 
 /* Another process's n rows of `size` bytes, or this one's, which all are told: what this one has, or scratch. */

@@ -21,6 +21,7 @@ typedef struct fm_rank {
   fm_weights *w;
   fm_net net;
   bool met; unsigned epoch;              /* its groups have met, in this epoch of the hub */
+  int64_t *home;                         /* net.home */
   fm_pass pass;
   fm_seg *seg; int64_t n_segs, cap_seg;  /* those of the pass that are this rank's, */
   struct fm_dealt { int64_t row, logits_row; } *place; int64_t cap_place;   /* where their rows stand in it, */

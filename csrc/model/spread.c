@@ -95,11 +95,21 @@ static fm_status pick(fm_ctx *c, float **out, const float *x, int64_t n_x, const
   return n ? fm_op_embed(c, *out, &all, row, n) : FM_OK;
 }
 
+static fm_experts my_experts(const dispatch *s, const fm_layer *l) {
+  int me = s->p->net->shard->e;
+  int64_t first = fm_part(s->e->n_experts, s->ranks, me);
+  fm_experts e = *s->e;
+  e.n_experts = fm_part(s->e->n_experts, s->ranks, me + 1) - first;
+  e.gate = l->gate + first, e.up = l->up + first, e.down = l->down + first;
+  e.moe_intermediate_size = e.gate->rows;
+  e.shared_gate = e.shared_up = e.shared_down = NULL;
+  return e;
+}
+
 /* The answers y (n_asks, hidden_size) of this rank's experts to what it was asked about the rows x. */
 static fm_status answer(dispatch *s, const fm_layer *l, float **y, const float *x, const int32_t *ask) {
   fm_ctx *c = s->p->net->c;
   int64_t d = s->e->hidden_size, at = 0, begin = 0;
-  int first = (int)fm_part(s->e->n_experts, s->ranks, s->p->net->shard->e);
   float *rows, *ones;
   int32_t *row, *expert;
   TRY(fm_scratch_int(c, &row, s->n_asks));
@@ -114,16 +124,12 @@ static fm_status answer(dispatch *s, const fm_layer *l, float **y, const float *
   TRY(pick(c, &rows, x, s->n_rows, row, s->n_asks, d));
   TRY(fm_scratch(c, y, s->n_asks, d));
   c->ops->clear(c->dev, *y, s->n_asks * d * (int64_t)sizeof **y);
-  fm_experts e = *s->e;
-  e.n_experts = fm_part(s->e->n_experts, s->ranks, s->p->net->shard->e + 1) - first;
-  e.gate = l->gate + first, e.up = l->up + first, e.down = l->down + first;
-  e.moe_intermediate_size = e.gate->rows;
+  fm_experts e = my_experts(s, l);
   e.top_k = 1;
-  e.shared_gate = e.shared_up = e.shared_down = NULL;
   return s->n_asks ? fm_op_experts(c, *y, rows, expert, ones, &e, s->n_asks) : FM_OK;
 }
 
-static fm_status routed(dispatch *s, const fm_layer *l, const int32_t *id, const float *weight) {
+static fm_status by_host(dispatch *s, const fm_layer *l, const int32_t *id, const float *weight) {
   fm_ctx *c = s->p->net->c;
   int64_t d = s->e->hidden_size, row = d * (int64_t)sizeof(float), k = s->e->top_k, n_back = s->n * k;
   float *out, *in, *y, *back;
@@ -138,6 +144,29 @@ static fm_status routed(dispatch *s, const fm_layer *l, const int32_t *id, const
   TRY(fm_scratch(c, &back, n_back, d));
   TRY(swap(s, back, s->asks_to, y, s->asks_from, row));
   return fm_op_combine(c, s->p->x + s->first * d, back, s->slot, weight + s->first * k, s->n, k, d);
+}
+
+/* Where the device looks up by itself who has what: all rows go to all, every rank answers with its own experts, and a row's own rank takes
+   the answers from where they are. */
+static fm_status by_device(dispatch *s, const fm_layer *l, const int32_t *id, const float *weight) {
+  const fm_net *net = s->p->net;
+  fm_ctx *c = net->c;
+  int64_t d = s->e->hidden_size, k = s->e->top_k, all = sum(net->home, s->ranks), size[FM_MOST_RANKS];
+  int me = net->shard->e;
+  float *x, *answers;
+  int32_t *ids;
+  TRY(fm_scratch(c, &x, all, d));
+  TRY(fm_scratch_int(c, &ids, all * k));
+  TRY(fm_scratch(c, &answers, 1, fm_answers_size(all * k, d) / 4));
+  for (int r = 0; r < s->ranks; r++) size[r] = net->home[r] * d * 4;
+  TRY(fm_op_all_gather(c, net->ep, x, s->p->x + s->first * d, size));
+  for (int r = 0; r < s->ranks; r++) size[r] = net->home[r] * k * 4;
+  TRY(fm_op_all_gather(c, net->ep, ids, id + s->first * k, size));
+  fm_experts e = my_experts(s, l);
+  e.top_k = k;
+  TRY(c->ops->experts_of(c, answers, x, ids, fm_part(s->e->n_experts, s->ranks, me), &e, all));
+  fm_combine j = { .n = s->n, .row = sum(net->home, me), .all = all, .top_k = k, .n_experts = s->e->n_experts, .hidden_size = d };
+  return fm_op_all_combine(c, net->ep, s->p->x + s->first * d, answers, id + s->first * k, weight + s->first * k, &j);
 }
 
 /* What became of each one's part of the rows that some ranks have in common. */
@@ -163,7 +192,7 @@ fm_status fm_spread_experts(fm_pass *p, const fm_layer *l, const int32_t *id, co
   fm_mm in[2] = { { .w = &l->mlp.gate, .x = p->x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = gate, .ldo = wide, .n = p->n },
                   { .w = &l->mlp.up, .x = p->x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = up, .ldo = wide, .n = p->n } };
   if (wide) TRY(fm_op_matmul(c, in, 2));
-  TRY(routed(&s, l, id, weight));
+  TRY((c->ops->experts_of ? by_device : by_host)(&s, l, id, weight));
   TRY(show(&s));
   return wide ? fm_pass_add(p, (fm_mm){ .w = &l->mlp.down, .x = gate, .ldx = wide, .up = up }) : FM_OK;
 }

@@ -139,6 +139,10 @@ typedef struct fm_experts {
   const fm_gate *choose;                 /* the choice is made first, into the call's topk_id and topk_weight; NULL: it is there */
 } fm_experts;
 
+/* Answers to n choices: for each its row's number (i32), then rows of hidden_size (f32). */
+static inline int64_t fm_answers_at(int64_t n) { return (n * 4 + 255) / 256 * 256; }       /* where the rows begin */
+static inline int64_t fm_answers_size(int64_t n, int64_t hidden_size) { return fm_answers_at(n) + n * hidden_size * 4; }
+
 /* Rotation of `dim` elements a vector. cos, sin (n_pos, dim/2), amplitude included; pos (n) picks the table's row.
    interleaved: pairs (2i, 2i+1), else (i, i + dim/2). */
 typedef struct fm_rope {
@@ -245,6 +249,11 @@ struct fm_backend {
      order; out (n, hidden_size), y rows of hidden_size, slot (n, top_k). The same bits as experts gives. */
   fm_status (*combine)(fm_ctx *c, float *out, const float *y, const int32_t *slot, const float *topk_weight, int64_t n,
                        int64_t top_k, int64_t hidden_size);
+
+  /* What some experts of a layer, e's, which are numbers first .. first + e->n_experts - 1 of all, answer to rows x (n, hidden_size) that have
+     chosen id (n, top_k) among all; other choices are left out. answers: fm_answers_size bytes, laid out as fm_collectives.all_combine
+     finds them. Shared experts take no part. NULL: the model goes by collectives and the host alone. */
+  fm_status (*experts_of)(fm_ctx *c, void *answers, const float *x, const int32_t *id, int64_t first, const fm_experts *e, int64_t n);
 
   const fm_collectives *comm;            /* NULL: such devices do not work together */
 };

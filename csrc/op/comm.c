@@ -50,3 +50,9 @@ fm_status fm_op_all_columns(fm_ctx *c, fm_comm *m, float *out, const float *mine
   if (!m) return fm_fail(&c->err, FM_EINVAL, "all_columns: a rank alone has them all");
   return n ? m->ops->all_columns(c, m, out, mine, n, width) : FM_OK;
 }
+
+fm_status fm_op_all_combine(fm_ctx *c, fm_comm *m, float *out, const void *answers, const int32_t *id, const float *weight, const fm_combine *j) {
+  TRY(check(c, "all_combine", out, answers, j->all));
+  if (m && m->ops->all_combine) return m->ops->all_combine(c, m, out, answers, id, weight, j);
+  return fm_fail(&c->err, FM_EUNSUPPORTED, "all_combine: the %s does not offer it between these ranks", c->ops->name);
+}

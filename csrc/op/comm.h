@@ -15,6 +15,9 @@
 typedef struct fm_group fm_group;      /* what its ranks share; a device's own */
 typedef struct fm_comm fm_comm;
 
+/* Which answers are combined: experts of rank r are those from n_experts * r / ranks on. */
+typedef struct fm_combine { int64_t n, row, all, top_k, n_experts, hidden_size; } fm_combine;
+
 struct fm_collectives {
   fm_status (*found)(fm_group **out, fm_hub *hub, int n, fm_error *err);
   void      (*dissolve)(fm_group *g);                        /* when all have left */
@@ -35,6 +38,9 @@ struct fm_collectives {
   fm_status (*broadcast)(fm_ctx *c, fm_comm *m, void *data, int64_t size, int root);
   /* out (n, width[0] + width[1] + ...) f32: the ranks' columns side by side; mine (n, width[me]). out NULL: this rank has no use for them. */
   fm_status (*all_columns)(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width);
+  /* out[i] += sum over k of weight[i,k] * what the rank that has expert id[i,k] answered, in order, i < j->n; every rank has answered all
+     rows (j->all, top_k), of which this one's begin at j->row. NULL: not offered. */
+  fm_status (*all_combine)(fm_ctx *c, fm_comm *m, float *out, const void *answers, const int32_t *id, const float *weight, const fm_combine *j);
 };
 
 /* The front door: a NULL comm is a group of one. */
@@ -45,6 +51,7 @@ fm_status fm_op_all_reduce(fm_ctx *c, fm_comm *m, float *x, const float *part, i
 fm_status fm_op_all_gather(fm_ctx *c, fm_comm *m, void *out, const void *mine, const int64_t *size);
 fm_status fm_op_all_to_all(fm_ctx *c, fm_comm *m, void *out, const int64_t *out_size, const void *in, const int64_t *in_size);
 fm_status fm_op_broadcast (fm_ctx *c, fm_comm *m, void *data, int64_t size, int root);
+fm_status fm_op_all_combine(fm_ctx *c, fm_comm *m, float *out, const void *answers, const int32_t *id, const float *weight, const fm_combine *j);
 fm_status fm_op_all_columns(fm_ctx *c, fm_comm *m, float *out, const float *mine, int64_t n, const int64_t *width);
 
 struct fm_comm { int me, n; const fm_collectives *ops; };   /* first member of every device's own struct */

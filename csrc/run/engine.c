@@ -103,6 +103,9 @@ static fm_status open_parts(fm_loader *l, const fm_load_options *given, fm_error
   fm_device_name(name, o->device, 0, &described);
   fm_status status = described >= 0 ? not_here(name, err) : open_device(m, &m->c, name, o, err);
   if (status == FM_OK) status = fm_setup_make(&l->s, m->c.ops, &m->cfg, fm_stored_dtype(store), o, err);
+  if (status == FM_OK && m->wire && m->c.ops->upload && l->s.forms.ep > 1)
+    status = fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "ep = %d: experts are spread over GPUs of one process only", l->s.forms.ep),
+                     "parallel = { dp = %d, tp = %d, ep = 1 }", l->s.forms.dp, l->s.forms.tp);
   if (status == FM_OK) status = check_room(m, store, &l->s, o, err);
   if (status == FM_OK && l->s.host_experts) status = open_device(m, &m->host, "cpu", o, err);
   if (status != FM_OK) {

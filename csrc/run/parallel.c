@@ -82,9 +82,11 @@ static bool as_asked(const fm_load_options *o, int pp, int dp, int tp) {
   return (!o->pp || o->pp == pp) && (!o->dp || o->dp == dp) && (!o->tp || o->tp == tp);
 }
 
-/* Whether experts go to ranks by themselves: who has what is looked up on the host, which GPUs cannot in this version. */
-static bool spread(const fm_load_options *o, const fm_config *cfg) {
-  return cfg->n_routed_experts && strncmp(o->device ? o->device : "", "cuda", 4) != 0;
+/* Over how many ranks experts go when nobody says: over all that share a layer. GPUs with the same rows split each expert, which
+   balances at any number of rows. */
+static int spread(const fm_load_options *o, const fm_config *cfg, int dp, int tp) {
+  bool gpus = strncmp(o->device ? o->device : "", "cuda", 4) == 0;
+  return cfg->n_routed_experts && (!gpus || dp > 1) ? dp * tp : 1;
 }
 
 fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *o, const fm_config *cfg, double bytes, int64_t seqs,
@@ -98,7 +100,7 @@ fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *
   for (int pp = 1; pp <= n; pp++)
     for (int tp = 1; tp <= n / pp; tp++) {
       fm_forms f = { .pp = pp, .tp = tp, .dp = n / pp / tp };
-      f.ep = o->ep ? o->ep : spread(o, cfg) ? f.dp * f.tp : 1;
+      f.ep = o->ep ? o->ep : spread(o, cfg, f.dp, f.tp);
       if (n % (pp * tp) || !as_asked(o, pp, f.dp, tp) || fm_forms_check(&f, cfg, n, NULL) != FM_OK) continue;
       if (fm_grow(&list, &cap, met_n + 1, sizeof *list, err) != FM_OK) {
         fm_free(list);
@@ -127,7 +129,7 @@ static fm_forms filled_in(const fm_load_options *o, const fm_config *cfg, int n)
     *open[i] = left > 0 ? left : 1;
     left = 1;
   }
-  if (!f.ep) f.ep = spread(o, cfg) ? f.dp * f.tp : 1;
+  if (!f.ep) f.ep = spread(o, cfg, f.dp, f.tp);
   return f;
 }
 

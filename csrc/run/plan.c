@@ -91,8 +91,8 @@ fm_status fm_setup_make(fm_setup *s, const fm_backend *ops, const fm_config *g, 
   s->n_ranks = fm_device_count(o->device);
   if (s->n_ranks > 1 && !ops->comm && ops->open)
     return fm_fail(err, FM_EUNSUPPORTED, "devices of the %s do not work together in this version", ops->name);
-  if (s->forms.ep > 1 && ops->upload && ops->open)
-    return fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "ep = %d: experts are not spread over GPUs in this version", s->forms.ep),
+  if (s->forms.ep > 1 && ops->upload && ops->open && !ops->experts_of)
+    return fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "ep = %d: experts are not spread over devices of the %s", s->forms.ep, ops->name),
                    "parallel = { tp = %d } splits each of them", s->n_ranks);
   int64_t limit = g->max_position_embeddings;
   s->ctx = o->ctx ? o->ctx : (limit < 4096 ? limit : 4096);
