@@ -16,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 9
+#define FM_BACKEND_ABI 10
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
