@@ -121,9 +121,9 @@ static inline fm_status world_tells(world *w, int me, int round) {
 /* Columns of every rank side by side; every other rank has no use for them now and then. even: widths of whole vectors. */
 static inline fm_status world_columns(world *w, int me, int round, bool even) {
   float mine[3 * 64], all[3 * WORLD * 64];
-  int64_t width[WORLD], n = 1 + round % 3, sum = 0, at = 0;
+  int64_t width[WORLD], n = 1 + round % 3, at = 0;
   bool wanted = (me + round) % 3 != 0;
-  for (int r = 0; r < w->n; r++) sum += width[r] = even ? 4 * (1 + (r + round) % 5) : (r * 5 + round) % 7;
+  for (int r = 0; r < w->n; r++) width[r] = even ? 4 * (1 + (r + round) % 5) : (r * 5 + round) % 7;
   for (int64_t i = 0; i < n * width[me]; i++) mine[i] = (float)(me * 1000 + round) + (float)i;
   TRY(world_put(&w->c[me], w->in[me], mine, (int64_t)sizeof mine));
   float *out = (float *)(void *)w->out[me];
