@@ -13,11 +13,11 @@
 
 enum { SURE = 4, OLD = 512, OLD_MOST = 8192 };     /* passes of a size before its cost counts; steps before costs are learnt anew */
 
-static const double MARGIN = 1.04;
+static const double MARGIN = 1.04, HOPE = 0.9;     /* HOPE: share of right drafts while none was seen */
 
 void fm_depth_begin(fm_depth *d) {
   *d = (fm_depth){ .gap = OLD };
-  d->right[0] = 0.5;
+  d->right[0] = HOPE;
 }
 
 static int64_t slot(int64_t rows) { return rows < FM_PASS_ROWS ? rows : FM_PASS_ROWS; }
@@ -49,8 +49,9 @@ static double cost(const fm_depth *d, bool draft, int64_t rows) {
 void fm_depth_right(fm_depth *d, int64_t drafted, int64_t accepted) {
   // drafts behind the first wrong one say nothing
   for (int64_t k = 0; k < drafted && k <= accepted && k < FM_AUTO_DRAFTS; k++) {
-    if (d->right[k] <= 0) d->right[k] = d->right[k - 1];
-    d->right[k] += 0.01 * ((k < accepted) - d->right[k]);
+    if (d->right[k] <= 0) d->right[k] = d->right[k - 1], d->seen[k] = 0;
+    d->seen[k] += d->seen[k] < 100;
+    d->right[k] += ((k < accepted) - d->right[k]) / (4 + d->seen[k]);      // the first ones count more
   }
 }
 
@@ -74,7 +75,7 @@ static void grow_old(fm_depth *d, int64_t rows, int64_t able) {
   memset(d->cost, 0, sizeof d->cost);
   d->cost[0][slot(rows)] = now;
   d->cost[1][slot(able)] = drafts;
-  for (int k = d->now > 1 ? d->now : 1; k < FM_AUTO_DRAFTS; k++) d->right[k] = 0;
+  for (int k = d->now; k < FM_AUTO_DRAFTS; k++) d->right[k] = k ? 0 : HOPE, d->seen[k] = 0;
 }
 
 int fm_depth_choose(fm_depth *d, int64_t n, int64_t able) {

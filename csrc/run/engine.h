@@ -91,6 +91,7 @@ typedef struct fm_pass_cost { double ms; int n; } fm_pass_cost;   /* n: how many
 typedef struct fm_depth {
   fm_pass_cost cost[2][FM_PASS_ROWS + 1];/* by rows: decoding, drafting */
   double right[FM_AUTO_DRAFTS];          /* share of right ones among the k-th drafts behind right ones; 0: not known */
+  int seen[FM_AUTO_DRAFTS];              /* how many of these were made, as far as that matters */
   int now, age, gap;                     /* drafts a step; steps since costs were learnt anew, and between two such times */
 } fm_depth;
 

@@ -95,6 +95,9 @@ static void drafts_turn_bad(const device *d) {
   run(d, &a, seen, 16, 300, 0.1);
   double got = run(d, &a, seen, 16, 2000, 0.1), none = fixed(d, 16, 0, 0.1);
   check(before > 0 && got >= 0.97 * none, "stops when drafts turn bad", d->name, 16, got / none, 0.97);
+  run(d, &a, seen, 16, 4000, 0.95);
+  got = run(d, &a, seen, 16, 2000, 0.95), none = fixed(d, 16, 0, 0.95);
+  check(a.now > 0 && got > none, "and drafts again when they are right", d->name, 16, got / none, 1);
   free(seen);
 }
 
