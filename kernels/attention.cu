@@ -3,6 +3,7 @@
 **   mla_decode  absorbed: queries are taken into the latent space, every head reads the same rows of the cache. Keys are cut
 **               by how many there are, the parts are made side by side and combined in order.
 **   mla_prompt  expanded: keys and values of every head are made from the latent rows, then tensor-core attention.
+**   gqa         prompts likewise, over cached keys and values laid side by side.
 ** Sizes or dtypes off these paths, and f32 arithmetic, run through plain kernels of the same form (plain_attention.cu).
 **
 **   absorb (q -> latent) -> parts (scores, softmax, sums of one cut) -> combine (-> latent answer -> values of the head)
@@ -10,11 +11,11 @@
 #include <math.h>
 
 #include "absorb.cuh"
-#include "mla.cuh"
 #include "plain_attention.cuh"
 #include "quant.cuh"
 #include "sm90/mla.cuh"
 #include "sm90/prompt.cuh"
+#include "tiles.cuh"
 
 /* ---- launching ---- */
 
@@ -37,7 +38,7 @@ static fm_status make_attn(fm_ctx *c, attn *x, const fm_attn *a) {
   x->k = fm_dcache_of(a->cache);
   TRY(fm_cuda_spans(c, &x->s, a->span, a->n_spans));
   x->q = a->q, x->ldq = a->ldq, x->out = a->out, x->ldo = a->ldo;
-  x->heads = (int)a->n_heads, x->nope = (int)a->nope, x->rope = (int)a->rope;
+  x->heads = (int)a->n_heads, x->per = (int)(a->kv_b ? a->n_heads : a->n_heads / a->n_kv_heads), x->nope = (int)a->nope, x->rope = (int)a->rope;
   x->v = (int)(a->kv_b ? a->v_head_dim : a->nope), x->rank = (int)a->rank, x->width = (int)(a->rank + a->rope);
   x->scale = a->scale;
   if (a->kv_b) x->kv_b = fm_dmat_of(a->kv_b);
@@ -48,7 +49,7 @@ static fm_status make_attn(fm_ctx *c, attn *x, const fm_attn *a) {
 
 static bool fast_decode(fm_ctx *c, const fm_attn *a) {
   return c->arithmetic != FM_F32 && a->rank == MLA_RANK && a->rope == MLA_WIDTH - MLA_RANK && a->nope == 128 &&
-         a->v_head_dim % 32 == 0 && a->cache->page_stride % 16 == 0 && fm_mla_tiles_can(c, a->cache) &&
+         a->v_head_dim % 32 == 0 && fm_tiles_can(c, a->cache) &&
          (a->kv_b->dtype == FM_BF16 || a->kv_b->dtype == FM_F8_E4M3);
 }
 
@@ -61,10 +62,9 @@ static int64_t window_of(const attn *x, int64_t dim) {
 
 static fm_status fast_rows(fm_ctx *c, attn *x) {
   TRY(fm_cuda_take_n(c, &x->qa16, (int64_t)x->n * x->heads * x->width));
-  TRY(fm_cuda_take_n(c, &x->part, (int64_t)x->n * x->heads * x->cuts * x->rank));
-  TRY(fm_cuda_take_n(c, &x->part_ms, (int64_t)x->n * x->heads * x->cuts * 2));
+  TRY(fm_parts_take(c, x, x->rank));
   TRY(fm_absorb_run(c, x));
-  TRY(x->k.dtype == FM_BF16 && fm_mla_can(c) ? fm_mla_run(c, x) : fm_mla_tiles_run(c, x));
+  TRY(x->k.dtype == FM_BF16 && fm_mla_can(c) ? fm_mla_run(c, x) : fm_tiles_run(c, x));
   return fm_combine_run(c, x);
 }
 
@@ -91,18 +91,6 @@ fm_status fm_cuda_mla_decode(fm_ctx *c, const fm_attn *a) {
   return FM_OK;
 }
 
-fm_status fm_cuda_gqa(fm_ctx *c, const fm_attn *a) {
-  attn x;
-  TRY(make_attn(c, &x, a));
-  int64_t n = x.n, used = c->slab_used, step = window_of(&x, x.v);
-  for (x.row0 = 0; x.row0 < n; x.row0 += step) {
-    x.n = (int)(n - x.row0 < step ? n - x.row0 : step);
-    TRY(fm_plain_gqa(c, &x, (int)a->n_kv_heads));
-    c->slab_used = used;
-  }
-  return FM_OK;
-}
-
 /* ---- prompts: expanded keys and values, tensor cores ----
 **
 ** A block: 64 queries of one head, four warps of 16. Key tiles of 64 stand at fixed places of the sequence.
@@ -120,7 +108,8 @@ template <int NOPE, int ROPE, int V> struct prompt_shared {
 struct prompt_job {
   attn a;
   const bf16 *kx; int64_t ldk;           /* row of key j: kx + j * ldk */
-  int head0, heads;                      /* heads of this group */
+  fm_where where;                        /* of keys and values in it */
+  int head0;                             /* the first of this group of heads */
   int span;
   int64_t blocks;
 };
@@ -135,11 +124,11 @@ __device__ void fetch_tile(prompt_shared<NOPE, ROPE, V> &sm, int buf, const prom
     int r = i / C, x = i % C;
     int64_t key = max(j0 + r, j.a.s.span[j.span].first_key);       // rows that nobody sees repeat one that is there: finite, and masked
     key = min(key, end - 1);
-    const bf16 *row = j.kx + key * j.ldk + (int64_t)h * (NOPE + V);
+    const bf16 *row = j.kx + key * j.ldk + h / j.where.per * j.where.step;
     if (x < CK) copy16(&sm.k[buf][r * KP + x * 8], row + x * 8);
     else if (x < CK + CR)
       copy16(&sm.k[buf][r * KP + x * 8], page + ((key - j0) * (int64_t)j.a.k.width + j.a.rank + (x - CK) * 8) * 2);
-    else copy16(&sm.v[buf][r * VP + (x - CK - CR) * 8], row + NOPE + (x - CK - CR) * 8);
+    else copy16(&sm.v[buf][r * VP + (x - CK - CR) * 8], row + j.where.v_at + (x - CK - CR) * 8);
   }
   copy_commit();
 }
@@ -246,8 +235,9 @@ template <int NOPE, int ROPE, int V> __global__ void __launch_bounds__(128) prom
   }
 }
 
-/* Rows of keys 0 .. n-1 side by side: latent parts, and rotary parts. Keys that nobody sees may hold anything: they become 0. */
-__global__ void latent_kernel(bf16 *to, bf16 *pe, attn a, int span) {
+/* Cached rows of keys 0 .. n-1 side by side: the first `rank` elements, and the rotary parts behind them. Keys that nobody sees may hold
+   anything: they become 0. */
+__global__ void rows_kernel(bf16 *to, bf16 *pe, attn a, int span) {
   fm_wait();
   const fm_span &s = a.s.span[span];
   const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta);
@@ -268,26 +258,48 @@ __global__ void queries_kernel(bf16 *to, attn a, int span, int ld) {
   for (int i = threadIdx.x; i < ld; i += blockDim.x) to[blockIdx.x * (int64_t)ld + i] = __float2bfloat16_rn(q[i]);
 }
 
+/* Attention of `heads` heads of a span, from head0 on, over keys and values that stand side by side; q16: its queries in bf16 where Hopper's
+   form is had. pe as fm_prompt has it. */
+template <int NOPE, int ROPE, int V>
+static fm_status attend_span(fm_ctx *c, const attn *x, const fm_span *s, int span, const bf16 *q16, const bf16 *kx, int64_t ldk, const bf16 *pe,
+                             fm_where where, int head0, int heads) {
+  if (q16) {
+    int64_t ldq = x->heads * (int64_t)(NOPE + ROPE);
+    fm_prompt p = { q16 + head0 * (int64_t)(NOPE + ROPE), ldq, kx, ldk, pe, x->out + s->row * x->ldo + head0 * (int64_t)V, x->ldo,
+                    s->n, s->index + s->n, s->index, s->first_key, heads, where, x->scale };
+    return fm_prompt_run(c, &p);
+  }
+  using shared = prompt_shared<NOPE, ROPE, V>;
+  prompt_job j = { *x, kx, ldk, where, head0, span };
+  cudaFuncSetAttribute(prompt_kernel<NOPE, ROPE, V>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(shared));
+  fm_launch(c, prompt_kernel<NOPE, ROPE, V>, dim3((unsigned)((s->n + 63) / 64), (unsigned)heads), 128, sizeof(shared), j);
+  return fm_cuda_launched(c, "attention of a prompt");
+}
+
+/* The queries of a span in bf16 where Hopper's form is had; else NULL. */
+static fm_status take_queries(fm_ctx *c, bf16 **out, const attn *x, const fm_span *s, int span, int dim) {
+  *out = NULL;
+  if (!fm_prompt_can(c)) return FM_OK;
+  TRY(fm_cuda_take_n(c, out, s->n * x->heads * dim));
+  fm_launch(c, queries_kernel, (unsigned)s->n, 256, 0, *out, *x, span, x->heads * dim);
+  return FM_OK;
+}
+
 constexpr int64_t EXPANDED = 256 << 20;  /* bytes of keys and values made at a time */
 
-template <int NOPE, int ROPE, int V> static fm_status prompt_span(fm_ctx *c, const attn *x, const fm_attn *a, int64_t span) {
+constexpr int NOPE = 128, ROPE = 64, V = 128;          /* of the released models */
+
+static fm_status mla_span(fm_ctx *c, const attn *x, const fm_attn *a, int span) {
   const fm_span *s = &a->span[span];
   int64_t keys = s->index + s->n, each = NOPE + V, used = c->slab_used;
   int group = (int)(EXPANDED / (keys * each * 2));
   group = group < 1 ? 1 : group > x->heads ? x->heads : group;
-  bf16 *latent, *kx, *pe, *qb = NULL;
-  bool hopper = NOPE == 128 && ROPE == 64 && V == 128 && fm_prompt_can(c);
-  int64_t ldq = x->heads * (int64_t)(NOPE + ROPE);
-  using shared = prompt_shared<NOPE, ROPE, V>;
+  bf16 *latent, *kx, *pe, *q16;
   TRY(fm_cuda_take_n(c, &latent, keys * x->rank));
   TRY(fm_cuda_take_n(c, &kx, keys * each * group));
   TRY(fm_cuda_take_n(c, &pe, keys * ROPE));
-  fm_launch(c, latent_kernel, (unsigned)keys, 96, 0, latent, pe, *x, (int)span);
-  if (hopper) {
-    TRY(fm_cuda_take_n(c, &qb, s->n * ldq));
-    fm_launch(c, queries_kernel, (unsigned)s->n, 256, 0, qb, *x, (int)span, (int)ldq);
-  }
-  cudaFuncSetAttribute(prompt_kernel<NOPE, ROPE, V>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(shared));
+  fm_launch(c, rows_kernel, (unsigned)keys, 96, 0, latent, pe, *x, span);
+  TRY(take_queries(c, &q16, x, s, span, NOPE + ROPE));
   for (int h = 0; h < x->heads; h += group) {
     int n = x->heads - h < group ? x->heads - h : group;
     fm_mat w = *a->kv_b;
@@ -295,17 +307,10 @@ template <int NOPE, int ROPE, int V> static fm_status prompt_span(fm_ctx *c, con
     w.data = (const char *)w.data + h * each * w.cols * (w.dtype == FM_F8_E4M3 ? 1 : 2);
     if (w.scale) w.scale += h * each / 128 * ((w.cols + 127) / 128);
     TRY(fm_cuda_gemm(c, &w, latent, x->rank, kx, n * each, true, NULL, keys, false));
-    if (hopper) {
-      fm_prompt p = { qb + h * (int64_t)(NOPE + ROPE), ldq, kx, n * each, pe, x->out + s->row * x->ldo + h * (int64_t)V, x->ldo,
-                      s->n, keys, s->index, s->first_key, n, x->scale };
-      TRY(fm_prompt_run(c, &p));
-      continue;
-    }
-    prompt_job j = { *x, kx, n * each, h, n, (int)span, (s->n + 63) / 64 };
-    fm_launch(c, prompt_kernel<NOPE, ROPE, V>, dim3((unsigned)j.blocks, (unsigned)n), 128, sizeof(shared), j);
+    TRY((attend_span<NOPE, ROPE, V>(c, x, s, span, q16, kx, n * each, pe, { 1, (int)each, NOPE }, h, n)));
   }
   c->slab_used = used;
-  return fm_cuda_launched(c, "mla_prompt");
+  return FM_OK;
 }
 
 /* The cache's rows can be taken eight elements at a time. An f8 row is spread first, which Hopper's form does anyway. */
@@ -318,11 +323,52 @@ static bool by_eights(fm_ctx *c, const fm_cache *k) {
 
 fm_status fm_cuda_mla_prompt(fm_ctx *c, const fm_attn *a) {
   attn x;
-  bool fast = c->arithmetic != FM_F32 && a->nope == 128 && a->rope == 64 && a->v_head_dim == 128 && a->rank % 8 == 0 &&
+  bool fast = c->arithmetic != FM_F32 && a->nope == NOPE && a->rope == ROPE && a->v_head_dim == V && a->rank % 8 == 0 &&
               by_eights(c, a->cache) && a->ldq % 2 == 0 && a->ldo % 2 == 0 && (a->kv_b->dtype == FM_BF16 || a->kv_b->dtype == FM_F8_E4M3) && fm_cuda_has_gemm(c);
   if (!fast) return fm_cuda_mla_decode(c, a);
   TRY(make_attn(c, &x, a));
   for (int64_t i = 0; i < a->n_spans; i++)
-    if (a->span[i].n > 0) TRY((prompt_span<128, 64, 128>(c, &x, a, i)));
+    if (a->span[i].n > 0) TRY(mla_span(c, &x, a, (int)i));
+  return FM_OK;
+}
+
+/* ---- grouped queries ---- */
+
+static fm_status gqa_span(fm_ctx *c, const attn *x, const fm_attn *a, int span) {
+  const fm_span *s = &a->span[span];
+  int64_t keys = s->index + s->n, used = c->slab_used, width = a->cache->width;
+  bf16 *kv, *q16;
+  attn rows = *x;
+  rows.rank = rows.width = (int)width;
+  TRY(fm_cuda_take_n(c, &kv, keys * width));
+  fm_launch(c, rows_kernel, (unsigned)keys, 96, 0, kv, (bf16 *)NULL, rows, span);
+  TRY(take_queries(c, &q16, x, s, span, V));
+  TRY((attend_span<V, 0, V>(c, x, s, span, q16, kv, width, NULL, { x->per, V, (int)width / 2 }, 0, x->heads)));
+  c->slab_used = used;
+  return FM_OK;
+}
+
+static fm_status gqa_rows(fm_ctx *c, attn *x, bool tiles) {
+  if (!tiles) return fm_plain_gqa(c, x);
+  TRY(fm_parts_take(c, x, x->v));
+  TRY(fm_tiles_run_gqa(c, x));
+  return fm_combine_gqa(c, x);
+}
+
+fm_status fm_cuda_gqa(fm_ctx *c, const fm_attn *a) {
+  attn x;
+  bool fast = c->arithmetic != FM_F32, tiles = fast && c->generated && fm_tiles_can_gqa(c, a);
+  TRY(make_attn(c, &x, a));
+  if (fast && !c->generated && a->nope == V && a->cache->dtype == FM_BF16 && by_eights(c, a->cache) && a->ldq % 2 == 0 && a->ldo % 2 == 0) {
+    for (int64_t i = 0; i < a->n_spans; i++)
+      if (a->span[i].n > 0) TRY(gqa_span(c, &x, a, (int)i));
+    return FM_OK;
+  }
+  int64_t n = x.n, used = c->slab_used, step = tiles ? n : window_of(&x, x.v);
+  for (x.row0 = 0; x.row0 < n; x.row0 += step) {
+    x.n = (int)(n - x.row0 < step ? n - x.row0 : step);
+    TRY(gqa_rows(c, &x, tiles));
+    c->slab_used = used;
+  }
   return FM_OK;
 }

@@ -49,6 +49,7 @@ struct attn {
   const float *q; int64_t ldq;
   float *out; int64_t ldo;
   int heads, nope, rope, v, rank, width; /* width: of a query in the latent space, rank + rope */
+  int per;                               /* heads that read the same keys: MLA's all */
   float scale;
   fm_dmat kv_b;
   float *qa32; bf16 *qa16;               /* (n, heads, width): absorbed queries, in one of the two */
@@ -78,9 +79,9 @@ __device__ __forceinline__ void matrix4_turned(uint32_t (&r)[4], const void *p) 
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(smem_at(p)));
 }
 
-/* Absorbed MLA by items: TILE (row, head) pairs of one span and one cut; tiles of the same keys are neighbours. Rows of a span
-   whose cuts have another width count as another span. By whole warps: a lane counts the items of a span. */
-template <int TILE> struct mla_items {
+/* Parts by items: TILE (row, head) pairs of one span and one cut, of heads that read the same keys; tiles of the same keys are neighbours.
+   Rows of a span whose cuts have another width count as another span. By whole warps: a lane counts the items of a span. */
+template <int TILE> struct items {
   int64_t next, before;                  /* the item wanted; items before the 32 spans that are looked at */
   int first_span, upto;                  /* the first of these; items of this lane's span and of those of them before it */
   bool counted;
@@ -97,7 +98,7 @@ template <int TILE> struct mla_items {
     int wanted = cuts_wanted(a.heads);
     r.width = cut_width(s.index + row + 1, a.heads);
     if (r.width < 16384 / wanted) last = min(last, (int64_t)wanted * r.width);
-    r.rows = (int)(last - s.index) - row, r.tiles = (r.rows * a.heads + TILE - 1) / TILE, r.cuts = (int)((last + r.width - 1) / r.width);
+    r.rows = (int)(last - s.index) - row, r.tiles = (r.rows * a.per + TILE - 1) / TILE, r.cuts = (int)((last + r.width - 1) / r.width);
     return r;
   }
   static __device__ int items_of(const attn &a, const fm_span &s) {
@@ -116,8 +117,8 @@ template <int TILE> struct mla_items {
       r = run_from(a, s, row);
       if (at < r.tiles * r.cuts) break;
     }
-    cut = at / r.tiles, first = at % r.tiles * TILE, pairs = min(r.rows * a.heads - first, TILE);
-    begin = (int64_t)cut * r.width, end = min(begin + r.width, s.index + row + (first + pairs - 1) / a.heads + 1);
+    cut = at / r.tiles, first = at % r.tiles * TILE, pairs = min(r.rows * a.per - first, TILE);
+    begin = (int64_t)cut * r.width, end = min(begin + r.width, s.index + row + (first + pairs - 1) / a.per + 1);
     begin = max(begin, s.first_key / FM_PAGE * FM_PAGE);
   }
 

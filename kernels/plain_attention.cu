@@ -264,13 +264,17 @@ __global__ void __launch_bounds__(256) combine_gqa_kernel(attn a) {
 
 /* ---- launching ---- */
 
+fm_status fm_parts_take(fm_ctx *c, attn *x, int dim) {
+  TRY(fm_cuda_take_n(c, &x->part, (int64_t)x->n * x->heads * x->cuts * dim));
+  return fm_cuda_take_n(c, &x->part_ms, (int64_t)x->n * x->heads * x->cuts * 2);
+}
+
 static fm_status make_parts(fm_ctx *c, attn *x, const plain_form *f) {
   bool wide = x->k.dtype == FM_BF16 && x->k.pitch % 16 == 0 && x->k.page_stride % 16 == 0 && (uintptr_t)x->k.base % 16 == 0 &&
               f->k_dim % 8 == 0 && f->v_dim % 8 == 0 && f->v_at % 8 == 0;
   if (f->v_dim > MOST_VALUES)
     return fm_fail(&c->err, FM_EUNSUPPORTED, "cuda: attention values of %d elements, %d are the most", f->v_dim, MOST_VALUES);
-  TRY(fm_cuda_take_n(c, &x->part, (int64_t)x->n * x->heads * x->cuts * f->v_dim));
-  TRY(fm_cuda_take_n(c, &x->part_ms, (int64_t)x->n * x->heads * x->cuts * 2));
+  TRY(fm_parts_take(c, x, f->v_dim));
   fm_launch(c, wide ? part_kernel<true> : part_kernel<false>, dim3((unsigned)(x->n * x->heads), (unsigned)x->cuts), 256,
             (f->k_dim + 7) / 8 * 8 * sizeof(float), *x, *f);
   return fm_cuda_launched(c, "attention");
@@ -294,9 +298,13 @@ fm_status fm_plain_mla(fm_ctx *c, attn *x) {
   return x->kv_b.dtype == FM_BF16 ? mla<FM_BF16>(c, x) : mla<-1>(c, x);
 }
 
-fm_status fm_plain_gqa(fm_ctx *c, attn *x, int n_kv_heads) {
-  plain_form f = { x->q, x->ldq, x->v, 0, x->v, n_kv_heads * x->v, x->v, x->heads / n_kv_heads };
+fm_status fm_plain_gqa(fm_ctx *c, attn *x) {
+  plain_form f = { x->q, x->ldq, x->v, 0, x->v, x->k.width / 2, x->v, x->per };
   TRY(make_parts(c, x, &f));
+  return fm_combine_gqa(c, x);
+}
+
+fm_status fm_combine_gqa(fm_ctx *c, const attn *x) {
   fm_launch(c, combine_gqa_kernel, (unsigned)(((int64_t)x->n * x->heads + 7) / 8), 256, 8 * x->cuts * sizeof(float), *x);
   return fm_cuda_launched(c, "gqa");
 }

@@ -146,6 +146,38 @@ static void bench_attention(int64_t heads, int64_t batch, int64_t ctx, fm_dtype 
   c.ops->release(c.dev, t.a.out);
 }
 
+static fm_status gqa_turn(void *arg, int turn) {
+  (void)turn;
+  return c.ops->gqa(&c, arg);
+}
+
+/* Grouped queries of 28 heads over 4 (R1-Distill-Qwen-7B): `batch` sequences' last n rows of ctx, as a prompt's or as drawn ones. */
+static void bench_gqa(int64_t batch, int64_t n, int64_t ctx) {
+  enum { HEADS = 28, KV = 4 };
+  int64_t pages = ctx / FM_PAGE, width = 2 * KV * 128, page = FM_PAGE * width * 2, bytes = batch * pages * page;
+  void *staged;
+  char name[64];
+  check(c.ops->stage(&c, &staged, batch * (int64_t)(sizeof(fm_span) + (size_t)pages * 4)), &c.err);
+  fm_span *s = staged;
+  int32_t *list = (int32_t *)(void *)(s + batch);
+  for (int64_t i = 0; i < batch; i++) {
+    for (int64_t j = 0; j < pages; j++) list[i * pages + j] = (int32_t)(i * pages + (j * 37) % pages);
+    s[i] = (fm_span){ .row = i * n, .n = n, .index = ctx - n, .pages = list + i * pages };
+  }
+  check(c.ops->send(&c), &c.err);
+  fm_cache k = { .base = room(bytes), .page_stride = page, .width = width, .dtype = FM_BF16 };
+  scatter_device(&c, k.base, bytes, FM_BF16);
+  float *q = room(batch * n * HEADS * 128 * 4);
+  c.ops->clear(c.dev, q, batch * n * HEADS * 128 * 4);
+  fm_attn a = { .cache = &k, .span = s, .n_spans = batch, .q = q, .ldq = HEADS * 128, .out = room(batch * n * HEADS * 128 * 4), .ldo = HEADS * 128,
+                .n_heads = HEADS, .n_kv_heads = KV, .nope = 128, .scale = 0.09f, .n_positions = ctx };
+  c.generated = n == 1;
+  double t = time_op(gqa_turn, &a, 20);
+  snprintf(name, sizeof name, "gqa 28 heads over 4, %d x %d%s", (int)batch, (int)ctx, n > 1 ? ", a prompt" : "");
+  row(name, t, n > 1 ? 0 : (double)bytes, n > 1 ? 2.0 * (double)(batch * HEADS * n) * (double)(ctx - n / 2) * 256 : 0);
+  c.ops->release(c.dev, k.base), c.ops->release(c.dev, q), c.ops->release(c.dev, a.out);
+}
+
 typedef struct mixture { fm_experts e[8]; float *x, *out, *weight; int32_t *id; int64_t n; int n_e; } mixture;
 static fm_status experts_turn(void *arg, int turn) {
   mixture *m = arg;
@@ -258,17 +290,21 @@ static double decode(fm_net *net, int64_t batch, int64_t ctx) {
   return took[20];
 }
 
-static void bench_mla(void) {
+static void bench_all_attention(void) {
   bench_attention(16, 64, 8192, FM_BF16);
   bench_attention(16, 1, 1024, FM_BF16);
   bench_attention(16, 64, 1024, FM_BF16);
   bench_attention(128, 64, 8192, FM_BF16);
   bench_attention(16, 64, 8192, FM_F8_E4M3);
   bench_attention(16, 1, 1024, FM_F8_E4M3);
+  bench_gqa(1, 1, 1024);
+  bench_gqa(64, 1, 1024);
+  bench_gqa(64, 1, 8192);
+  bench_gqa(1, 4096, 4096);
 }
 
 static void bench_kernels(const fm_weights *w, const fm_config *g) {
-  bench_mla();
+  bench_all_attention();
   bench_experts(w, g, 1);
   bench_experts(w, g, 8);
   bench_experts(w, g, 64);
@@ -295,7 +331,7 @@ int main(int argc, char **argv) {
   c.arithmetic = b.dtype;
   ceilings();
   if (argc > 1 && strcmp(argv[1], "mla") == 0) {
-    bench_mla();
+    bench_all_attention();
     return 0;
   }
   build(&w, &b, &g, 0.88 + (f8 ? 0.58 : 1.16) * layers);

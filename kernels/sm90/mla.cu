@@ -131,7 +131,7 @@ template <int TILE, bool PAIR> __device__ void find_items(const attn &a, state *
   using f = form<TILE, PAIR>;
   int lane = threadIdx.x & 31, rank = PAIR ? cluster_rank() : 0;
   uint32_t n = 0;
-  mla_items<TILE * f::BLOCKS> it = { (int64_t)blockIdx.x / f::BLOCKS };
+  items<TILE * f::BLOCKS> it = { (int64_t)blockIdx.x / f::BLOCKS };
   for (bool there = true; there; it.next += gridDim.x / f::BLOCKS) {
     there = it.find(a);
     if (there && it.end <= it.begin) continue;

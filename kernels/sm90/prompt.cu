@@ -1,11 +1,12 @@
 /*
-** prompt.cu - attention of prompts on Hopper: keys of 128 + 64, values of 128, bf16, wgmma.
+** prompt.cu - attention of prompts on Hopper: keys of 128 + 64 (MLA) or 128 (GQA), values of 128, bf16, wgmma.
 **
 ** A block: 128 queries of one head. One thread asks the copy engine for key and value tiles of 128 places, two ahead; two
 ** warpgroups of 64 queries multiply. Tiles stand at fixed places of the sequence: a row's sum has one order, whatever chunk it
 ** is read in.
 **
-**   shared memory: queries 3 x (128 x 64), keys 2 x 3 x (128 x 64), values 2 x 2 x (128 x 64); all swizzled by 128 bytes
+**   shared memory: queries PARTS x (128 x 64), keys 2 x PARTS x (128 x 64), values 2 x 2 x (128 x 64); all swizzled by 128 bytes.
+**   PARTS: tiles of 64 columns that a key has, 3 or 2
 */
 #include <math.h>
 
@@ -14,7 +15,7 @@
 
 constexpr int TILE = 128 * 128;          /* bytes of 128 rows of 64 bf16 */
 constexpr int STAGES = 2;
-constexpr size_t SHARED = (3 + STAGES * 5) * (size_t)TILE + 1024 + 128;
+template <int PARTS> constexpr int TILES = PARTS + STAGES * (PARTS + 2);
 
 /* d (64 x 128) = a (64 x 16, shared) b (128 x 16, shared, K-major) + keep * d */
 __device__ __forceinline__ void multiply_scores(float (&d)[64], uint64_t a, uint64_t b, int keep) {
@@ -44,22 +45,25 @@ __device__ __forceinline__ uint64_t value_desc(uint32_t at) {
 
 struct bars { uint64_t q, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES]; };
 
-__device__ void fetch(char *tiles, bars *b, const CUtensorMap *qm, const CUtensorMap *km, const CUtensorMap *pm, int h, int row, int first, int n) {
-  bar_expect(&b->q, 3 * TILE);
-  for (int i = 0; i < 3; i++) box2(tiles + i * TILE, qm, &b->q, h * 192 + i * 64, row);
+template <int PARTS>
+__device__ void fetch(char *tiles, bars *b, const CUtensorMap *qm, const CUtensorMap *km, const CUtensorMap *pm, const fm_where &w, int h, int row,
+                      int first, int n) {
+  int k_at = h / w.per * w.step, v_at = w.v_at + k_at;
+  bar_expect(&b->q, PARTS * TILE);
+  for (int i = 0; i < PARTS; i++) box2(tiles + i * TILE, qm, &b->q, (h * PARTS + i) * 64, row);
   for (int i = 0; i < n; i++) {
     int s = i % STAGES, key = (first + i) * 128;
     uint32_t free = (uint32_t)(i / STAGES & 1) ^ 1;
-    char *k = tiles + (3 + s * 5) * TILE, *v = k + 3 * TILE;
+    char *k = tiles + (PARTS + s * (PARTS + 2)) * TILE, *v = k + PARTS * TILE;
     bar_wait(&b->k_empty[s], free);
-    bar_expect(&b->k_full[s], 3 * TILE);
-    box2(k, km, &b->k_full[s], h * 256, key);
-    box2(k + TILE, km, &b->k_full[s], h * 256 + 64, key);
-    box2(k + 2 * TILE, pm, &b->k_full[s], 0, key);
+    bar_expect(&b->k_full[s], PARTS * TILE);
+    box2(k, km, &b->k_full[s], k_at, key);
+    box2(k + TILE, km, &b->k_full[s], k_at + 64, key);
+    if (PARTS == 3) box2(k + 2 * TILE, pm, &b->k_full[s], 0, key);
     bar_wait(&b->v_empty[s], free);
     bar_expect(&b->v_full[s], 2 * TILE);
-    box2(v, km, &b->v_full[s], h * 256 + 128, key);
-    box2(v + TILE, km, &b->v_full[s], h * 256 + 192, key);
+    box2(v, km, &b->v_full[s], v_at, key);
+    box2(v + TILE, km, &b->v_full[s], v_at + 64, key);
   }
 }
 
@@ -86,7 +90,7 @@ __device__ __forceinline__ void weigh(float (&sc)[64], float (&m)[2], float (&su
   }
 }
 
-__device__ void attend(const fm_prompt &p, char *tiles, bars *b, int h, int row0, int first, int n, int group) {
+template <int PARTS> __device__ void attend(const fm_prompt &p, char *tiles, bars *b, int h, int row0, int first, int n, int group) {
   int warp = threadIdx.x % 128 / 32, lane = threadIdx.x & 31, t = lane % 4;
   int64_t row = row0 + group * 64 + warp * 16 + lane / 4;          // and row + 8
   int last0 = (int)(p.index + row), last1 = last0 + 8, lowest = (int)(p.index + row0 + group * 64);
@@ -96,12 +100,12 @@ __device__ void attend(const fm_prompt &p, char *tiles, bars *b, int h, int row0
   bar_wait(&b->q, 0);
   for (int i = 0; i < n; i++) {
     int s = i % STAGES, key0 = (first + i) * 128;
-    uint32_t phase = i / STAGES & 1, k = at_shared(tiles + (3 + s * 5) * TILE), v = k + 3 * TILE;
+    uint32_t phase = i / STAGES & 1, k = at_shared(tiles + (PARTS + s * (PARTS + 2)) * TILE), v = k + PARTS * TILE;
     float sc[64];
     bar_wait(&b->k_full[s], phase);
     multiply_begin();
 #pragma unroll
-    for (int d = 0; d < 12; d++)
+    for (int d = 0; d < 4 * PARTS; d++)
       multiply_scores(sc, tile_desc(q + d / 4 * TILE + d % 4 * 32), tile_desc(k + d / 4 * TILE + d % 4 * 32), d > 0);
     multiply_commit();
     multiply_wait<0>();
@@ -141,12 +145,13 @@ __device__ void attend(const fm_prompt &p, char *tiles, bars *b, int h, int row0
   }
 }
 
+template <int PARTS>
 __global__ void __launch_bounds__(384, 1) prompt_kernel(const __grid_constant__ fm_prompt p, const __grid_constant__ CUtensorMap qm,
                                                         const __grid_constant__ CUtensorMap km, const __grid_constant__ CUtensorMap pm) {
 #ifdef HOPPER
   extern __shared__ char raw[];
   char *tiles = (char *)(((uintptr_t)raw + 1023) / 1024 * 1024);
-  bars *b = (bars *)(tiles + (3 + STAGES * 5) * TILE);
+  bars *b = (bars *)(tiles + TILES<PARTS> * TILE);
   if (threadIdx.x == 0) {
     bar_init(&b->q, 1);
     for (int i = 0; i < STAGES; i++) bar_init(&b->k_full[i], 1), bar_init(&b->v_full[i], 1), bar_init(&b->k_empty[i], 2), bar_init(&b->v_empty[i], 2);
@@ -159,23 +164,29 @@ __global__ void __launch_bounds__(384, 1) prompt_kernel(const __grid_constant__ 
   int first = (int)(p.first_key / 128), n = (int)((end + 127) / 128) - first;
   if (threadIdx.x >= 256) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
-    if (threadIdx.x == 256) fetch(tiles, b, &qm, &km, &pm, h, row0, first, n);
+    if (threadIdx.x == 256) fetch<PARTS>(tiles, b, &qm, &km, &pm, p.where, h, row0, first, n);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    attend(p, tiles, b, h, row0, first, n, threadIdx.x / 128);
+    attend<PARTS>(p, tiles, b, h, row0, first, n, threadIdx.x / 128);
   }
 #endif
 }
 
 bool fm_prompt_can(fm_ctx *c) { return fm_cuda_of(c)->major == 9 && encoder(); }
 
-fm_status fm_prompt_run(fm_ctx *c, const fm_prompt *p) {
-  CUtensorMap qm, km, pm;
-  if (!make_map(&qm, false, p->q, (int64_t)p->heads * 192, p->n, p->ldq * 2, 1, 0, 128) ||
-      !make_map(&km, false, p->kx, (int64_t)p->heads * 256, p->keys, p->ldk * 2, 1, 0, 128) ||
-      !make_map(&pm, false, p->pe, 64, p->keys, 128, 1, 0, 128))
+template <int PARTS> static fm_status run(fm_ctx *c, const fm_prompt *p, int64_t columns) {
+  CUtensorMap qm, km, pm = {};
+  if (!make_map(&qm, false, p->q, (int64_t)p->heads * PARTS * 64, p->n, p->ldq * 2, 1, 0, 128) ||
+      !make_map(&km, false, p->kx, columns, p->keys, p->ldk * 2, 1, 0, 128) ||
+      (p->pe && !make_map(&pm, false, p->pe, 64, p->keys, 128, 1, 0, 128)))
     return fm_fail(&c->err, FM_EDEVICE, "cuda: no tensor map for a prompt of %lld over %lld", (long long)p->n, (long long)p->keys);
-  cudaFuncSetAttribute(prompt_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)SHARED);
-  fm_launch(c, prompt_kernel, dim3((unsigned)((p->n + 127) / 128), (unsigned)p->heads), 384, SHARED, *p, qm, km, pm);
+  size_t shared = TILES<PARTS> * (size_t)TILE + 1024 + 128;
+  cudaFuncSetAttribute(prompt_kernel<PARTS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+  fm_launch(c, prompt_kernel<PARTS>, dim3((unsigned)((p->n + 127) / 128), (unsigned)p->heads), 384, shared, *p, qm, km, pm);
   return fm_cuda_launched(c, "attention of a prompt");
+}
+
+fm_status fm_prompt_run(fm_ctx *c, const fm_prompt *p) {
+  int64_t columns = p->where.v_at + (int64_t)((p->heads - 1) / p->where.per) * p->where.step + 128;
+  return p->pe ? run<3>(c, p, columns) : run<2>(c, p, columns);
 }

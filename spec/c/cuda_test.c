@@ -367,6 +367,7 @@ static void test_attention(void) {
   static const sizes lite = { 16, 0, 128, 64, 128, 512 }, v3 = { 128, 0, 128, 64, 128, 512 }, pocket = { 8, 0, 32, 16, 32, 128 };
   static const sizes twenty = { 20, 0, 128, 64, 128, 512 };
   static const sizes odd = { 5, 0, 13, 6, 11, 37 }, gqa = { 12, 2, 128, 0, 0, 0 }, small = { 6, 3, 17, 0, 0, 0 };
+  static const sizes seven = { 28, 4, 128, 0, 0, 0 }, own = { 40, 40, 128, 0, 0, 0 };
   static const int64_t batch[][3] = { { 0, 1, 0 }, { 5, 1, 0 }, { 63, 1, 0 }, { 64, 2, 0 }, { 511, 3, 0 }, { 700, 8, 0 }, { 1500, 4, 1 }, { 200, 1, 130 } };
   static const int64_t prompts[][3] = { { 0, 200, 0 }, { 130, 70, 0 }, { 1, 65, 1 }, { 300, 100, 70 }, { 0, 600, 0 } };
   static const int64_t little[][3] = { { 0, 7, 0 }, { 60, 9, 0 }, { 2046, 4, 0 }, { 1100, 1, 70 } };
@@ -383,6 +384,11 @@ static void test_attention(void) {
     { "mla_prompt, pocket's sizes, bf16 cache", fm_op_mla_prompt, &pocket, FM_F8_E4M3, FM_BF16, FM_F8_E4M3, prompts, 5 },
     { "gqa f32, odd sizes", fm_op_gqa, &small, FM_F32, FM_F32, FM_F32, batch, 8 },
     { "gqa f32, head_dim 128, bf16 cache", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_F32, prompts, 4 },
+    { "gqa bf16, a prompt, groups of 6", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_BF16, prompts, 5 },
+    { "gqa bf16, a prompt, groups of 7", fm_op_gqa, &seven, FM_F32, FM_BF16, FM_BF16, prompts, 5 },
+    { "gqa bf16, few rows, groups of 6", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_BF16, batch, 8 },
+    { "gqa bf16, few rows, groups of 7, up to eight rows", fm_op_gqa, &seven, FM_F32, FM_BF16, FM_BF16, drafts, 5 },
+    { "gqa bf16, a row a sequence, every head its own", fm_op_gqa, &own, FM_F32, FM_BF16, FM_BF16, ones, 7 },
     { "mla_decode bf16, V2-Lite's sizes", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16, batch, 8 },
     { "mla_decode bf16, V2-Lite's sizes, f8", fm_op_mla_decode, &lite, FM_F8_E4M3, FM_BF16, FM_BF16, batch, 7 },
     { "mla_decode bf16, V3's sizes", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16, little, 4 },
@@ -400,7 +406,7 @@ static void test_attention(void) {
     bool alone = true;
     if (!strstr(cases[i].name, words)) continue;
     gpu.arithmetic = cases[i].arithmetic;
-    gpu.generated = cases[i].fn == fm_op_mla_decode;
+    gpu.generated = cases[i].fn == fm_op_mla_decode || (cases[i].fn == fm_op_gqa && cases[i].at != prompts);
     double off = run_attention(cases[i].fn, cases[i].z, cases[i].kt, cases[i].cache, cases[i].at, cases[i].n, &alone);
     check(off < (cases[i].arithmetic == FM_F32 ? F32_TOL : 1.5 * BF16_TOL), cases[i].name, off);   // weights of the softmax are rounded too
     check(alone, "... the same bits alone and in parts", 0);
@@ -500,6 +506,7 @@ static void test_nan(void) {
     { "bf16, pocket's sizes", fm_op_mla_prompt, &pocket, FM_F8_E4M3, FM_BF16, FM_BF16 },
     { "f32, pocket's sizes, f8 cache", fm_op_mla_decode, &pocket, FM_F8_E4M3, FM_F8_E4M3, FM_F32 },
     { "gqa, bf16 cache", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_F32 },
+    { "gqa in bf16", fm_op_gqa, &gqa, FM_F32, FM_BF16, FM_BF16 },
     { "mla_decode, V2-Lite's sizes", fm_op_mla_decode, &lite, FM_BF16, FM_BF16, FM_BF16 },
     { "mla_decode, V2-Lite's sizes, f8 cache", fm_op_mla_decode, &lite, FM_F8_E4M3, FM_F8_E4M3, FM_BF16 },
     { "mla_decode, V3's sizes", fm_op_mla_decode, &v3, FM_BF16, FM_BF16, FM_BF16 },
@@ -508,9 +515,14 @@ static void test_nan(void) {
   for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
     char line[128];
     gpu.arithmetic = c[i].arithmetic;
-    gpu.generated = c[i].fn == fm_op_mla_decode;
+    bool good = true;
+    for (int way = 0; way < 2; way++) {            // grouped queries as rows of a prompt and as few
+      gpu.generated = way || c[i].fn == fm_op_mla_decode;
+      if (way && c[i].fn != fm_op_gqa) break;
+      good = nan_comes_through(c[i].fn, c[i].z, c[i].kt, c[i].cache, 100) && nan_comes_through(c[i].fn, c[i].z, c[i].kt, c[i].cache, 1100) && good;
+    }
     snprintf(line, sizeof line, "a NaN comes through attention: %s", c[i].name);
-    check(nan_comes_through(c[i].fn, c[i].z, c[i].kt, c[i].cache, 100) && nan_comes_through(c[i].fn, c[i].z, c[i].kt, c[i].cache, 1100), line, 0);
+    check(good, line, 0);
   }
 }
 
