@@ -156,9 +156,27 @@ describe("a saved session", function()
     local s <close> = talk()
     assert(s:save(path))
     local text = helper.read(path)
-    helper.write(path, text:sub(1, 8) .. string.pack("<I4", 3) .. text:sub(13))
-    assert.matches("version 3, this library reads 1 to 2", fails("unsupported", model:restore(path)))
+    helper.write(path, text:sub(1, 8) .. string.pack("<I4", 4) .. text:sub(13))
+    assert.matches("version 4, this library reads 1 to 3", fails("unsupported", model:restore(path)))
     assert.same(s:messages(), assert(fathom.history(path)))
+  end)
+
+  it("of version 2, which had no rows that are kept aside, is still read with its pages", function()
+    local s <close> = talk()
+    assert(s:save(path))
+    local text = helper.read(path)
+    local header = string.unpack("<I4", text, 13)
+    local body = text:sub(1, 8) .. string.pack("<I4 I4", 2, header - 16) .. text:sub(17, header - 16) .. text:sub(header + 1, -9)
+    local sum = 0xcbf29ce484222325
+    for at = 1, #body, 8 do
+      sum = (sum ~ string.unpack("<i8", body, at)) * 0x9e3779b97f4a7c15
+      sum = sum ~ sum >> 32
+    end
+    helper.write(path, body .. string.pack("<i8", sum))
+    local r <close> = assert(model:restore(path))
+    assert.is_true(r.exact)
+    local x, y = assert(s:ask(STORY):wait()), assert(r:ask(STORY):wait())
+    assert.same({ x.ids, x.usage.cached }, { y.ids, y.usage.cached })
   end)
 
   it("of version 1 is still read", function()

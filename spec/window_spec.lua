@@ -36,6 +36,17 @@ describe("a context that is full", function()
     assert.is_string(assert(s:fork()):messages()[1].content)
   end)
 
+  it("is restored when it is full to the last id, and goes on", function()
+    local path = os.tmpname()
+    local roomy <close> = assert(fathom.load(fathom.pocket, { ctx = 256, seqs = 4, threads = 1 }))
+    local s <close> = assert(roomy:session { temperature = 0, ignore_eos = true, overflow = "shift" })
+    assert.equal(56 + 1, #assert(s:ask(many(200), { max_tokens = 56 + 1 }):wait()).ids)
+    assert(s:save(path))
+    local r <close> = assert(roomy:restore(path))
+    assert.same(assert(s:ask({ 5 }, { max_tokens = 20 }):wait()).ids, assert(r:ask({ 5 }, { max_tokens = 20 }):wait()).ids)
+    os.remove(path)
+  end)
+
   it("moves on for several windows, with drafts and without, and says so", function()
     local counts = {}
     for _, mtp in ipairs { false, true } do
@@ -80,6 +91,34 @@ describe("a context that is full", function()
     os.remove(path)
     local f <close> = assert(s:fork())
     assert.same(assert(s:ask("Hello!"):wait()).ids, assert(f:ask("Hello!"):wait()).ids)
+  end)
+
+  -- rows are turned from what they were at first: what was restored must still know them
+  it("moves on behind a restore by the same bits", function()
+    local path = os.tmpname()
+    local function go_on(session, n)
+      local r = assert(session:ask({ 5, 6, 7 }, { max_tokens = n, ignore_eos = true, logprobs = 1 }):wait())
+      local said = { r.usage.cached, r.usage.shifted }
+      for i, entry in ipairs(r.logprobs) do said[i + 2] = ("%d %a"):format(entry.id, entry.logprob) end
+      session:close()
+      return table.concat(said, ",")
+    end
+    for name, at in pairs { [fathom.pocket] = { ctx = 512, keep = 70 }, ["spec/golden/qwen2-tiny"] = { ctx = 256, keep = 60 } } do
+      local roomy <close> = assert(fathom.load(name, { ctx = at.ctx, seqs = 4, threads = 1, prefix_cache = false }))
+      local s <close> = assert(roomy:session { temperature = 0.8, seed = 3, overflow = "shift", keep = at.keep,
+                                               mtp = name == fathom.pocket and 1 })
+      local prompt = {}
+      for i = 1, 100 do prompt[i] = i * 37 % 500 end
+      assert.is_true(assert(s:ask(prompt, { max_tokens = at.ctx, ignore_eos = true }):wait()).usage.shifted > 0)
+      assert(s:save(path))
+      local r <close> = assert(roomy:restore(path))
+      assert(r:save(path))                                 -- and from what was restored
+      local again <close> = assert(roomy:restore(path))
+      local want = go_on(s, at.ctx)
+      assert.is_true(want == go_on(r, at.ctx), name)
+      assert.is_true(want == go_on(again, at.ctx), name)
+    end
+    os.remove(path)
   end)
 
   it("leaves sessions beside it as they are", function()

@@ -240,6 +240,16 @@ fm_status fm_kv_take_out(fm_kv *kv, fm_kv_seq *s, int64_t keep, int64_t n, fm_er
   return FM_OK;
 }
 
+fm_status fm_kv_set_kept(fm_kv_seq *s, int64_t kept_len, int64_t kept_shift, fm_error *err) {
+  int64_t n = fm_kv_pages(kept_len);
+  TRY(fm_grow(&s->kept, &s->cap_kept, n, sizeof *s->kept, err));
+  s->n_pages -= n;
+  if (n) memcpy(s->kept, s->pages + s->n_pages, (size_t)n * sizeof *s->kept);
+  s->kept_len = kept_len;
+  s->kept_shift = kept_shift;
+  return FM_OK;
+}
+
 /* ---- pages and the host ---- */
 
 /* The device's last error as the caller's. */

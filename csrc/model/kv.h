@@ -71,6 +71,9 @@ int64_t   fm_kv_pages(int64_t rows);
    follows. FM_ELIMIT when pages run out, FM_EMEMORY: nothing was changed then. */
 fm_status fm_kv_take_out(fm_kv *kv, fm_kv_seq *s, int64_t keep, int64_t n, fm_error *err);
 
+/* The last pages of the list, beyond those of its rows, become s->kept: kept_len rows as they were at kept_shift. FM_EMEMORY. */
+fm_status fm_kv_set_kept(fm_kv_seq *s, int64_t kept_len, int64_t kept_shift, fm_error *err);
+
 /* A page's bytes to host memory and back. */
 fm_status fm_kv_read_page (fm_kv *kv, int32_t page, void *to, fm_error *err);
 fm_status fm_kv_write_page(fm_kv *kv, int32_t page, const void *from, fm_error *err);

@@ -10,7 +10,7 @@
 #include "base/hash.h"
 #include "base/mem.h"
 
-enum { HEAD_1 = 40, CHUNK = 1 << 20 };
+enum { HEAD_1 = 16 + 8 * FM_S_NOTE_SUM, CHUNK = 1 << 20 };
 
 const char fm_saved_magic[8] = "FATHOMS\n";
 
@@ -64,7 +64,13 @@ static bool sane(const fm_saved *s) {
   for (int i = 0; i < FM_S_FIELDS; i++)
     if (v[i] < 0 && i != FM_S_DIGEST && i != FM_S_NOTE_SUM && i != FM_S_DROPPED_SUM && i != FM_S_MAKER) return false;
   return v[FM_S_LEN] <= v[FM_S_N] && v[FM_S_MTP_LEN] <= v[FM_S_N] && v[FM_S_MTP_FIRST] <= v[FM_S_MTP_LEN] &&
-         v[FM_S_KEEP] <= v[FM_S_N] && v[FM_S_DROPPED] < (int64_t)1 << 48 && (v[FM_S_PAGES] == 0 || v[FM_S_PAGE_SIZE] % 8 == 0);
+         v[FM_S_KEEP] <= v[FM_S_N] && v[FM_S_KEPT_LEN] <= v[FM_S_KEEP] && v[FM_S_DROPPED] < (int64_t)1 << 48 &&
+         (v[FM_S_PAGES] == 0 || v[FM_S_PAGE_SIZE] % 8 == 0);
+}
+
+/* Of the versions that this library does not know it reads those that all have. */
+static int64_t n_fields(int64_t version) {
+  return version == FM_SAVED_VERSION ? FM_S_FIELDS : version == 2 ? FM_S_KEPT_LEN : FM_S_NOTE_SUM;
 }
 
 fm_status fm_saved_open(fm_saved *out, FILE *f, const char *path, fm_error *err) {
@@ -76,12 +82,11 @@ fm_status fm_saved_open(fm_saved *out, FILE *f, const char *path, fm_error *err)
   TRY(fm_saved_read(&s, 0, head, HEAD_1, err));
   if (memcmp(head, fm_saved_magic, 8) != 0) return fm_fail(err, FM_EFORMAT, "%s is no saved session", path);
   s.version = (int64_t)get_int(head + 8, 4);
-  int64_t size = s.version == 1 ? HEAD_1 : (int64_t)get_int(head + 12, 4), n_field = (HEAD_1 - 16) / 8;
+  int64_t size = s.version == 1 ? HEAD_1 : (int64_t)get_int(head + 12, 4), n_field = n_fields(s.version);
   if (size > s.size - 8) return impossible(&s, err);
-  if (s.version == FM_SAVED_VERSION) {
-    if (size != FM_SAVED_HEAD) return impossible(&s, err);
+  if (s.version > 1 && s.version <= FM_SAVED_VERSION) {
+    if (size != 16 + 8 * n_field) return impossible(&s, err);
     TRY(fm_saved_read(&s, 0, head, size, err));
-    n_field = FM_S_FIELDS;
   }
   for (int64_t i = 0; i < n_field; i++) s.field[i] = (int64_t)get_int(head + 16 + 8 * i, 8);
   s.note = size;

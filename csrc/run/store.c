@@ -39,7 +39,7 @@ static void layout(const fm_model *m, fm_pages form, int64_t field[FM_S_FIELDS])
 
 /* Pages of the main layers' rows and of the MTP layer's, which may be ahead by the pending id's. */
 static int64_t pages_of(int64_t len, int64_t mtp_len) {
-  return ((len > mtp_len ? len : mtp_len) + FM_PAGE - 1) / FM_PAGE;
+  return fm_kv_pages(len > mtp_len ? len : mtp_len);
 }
 
 /* The 8-bit form is for floats: a cache of 8 bits stays as it is stored. */
@@ -78,7 +78,8 @@ static bool put_head(sink *o, const fm_session *s, fm_pages form, const void *no
   v[FM_S_INEXACT] = s->inexact;
   v[FM_S_MAKER] = (int64_t)maker(s->m);
   if (form) {
-    v[FM_S_N_PAGES] = pages_of(s->kv.len, s->kv.mtp_len);
+    v[FM_S_N_PAGES] = pages_of(s->kv.len, s->kv.mtp_len) + fm_kv_pages(s->kv.kept_len);
+    v[FM_S_KEPT_LEN] = s->kv.kept_len, v[FM_S_KEPT_SHIFT] = s->kv.kept_shift;
     v[FM_S_LEN] = s->kv.len, v[FM_S_SHIFT] = s->kv.shift;
     v[FM_S_MTP_FIRST] = s->kv.mtp_first, v[FM_S_MTP_LEN] = s->kv.mtp_len;
     v[FM_S_HIDDEN] = s->h_valid ? s->m->cfg.hidden_size : 0;
@@ -90,13 +91,14 @@ static bool put_head(sink *o, const fm_session *s, fm_pages form, const void *no
   return put(o, head, sizeof head);
 }
 
-/* Zeros where a page holds no row of this sequence: what stood there before is nobody else's business. */
-static void blank_others(const fm_session *s, int64_t page, char *p) {
+/* Zeros where a page holds no row of this sequence: what stood there before is nobody else's business. kept: the page is of the
+   rows that are kept aside. */
+static void blank_others(const fm_session *s, int64_t page, bool kept, char *p) {
   const fm_kv *kv = s->m->kv;
   int64_t row = kv->layer_size / FM_PAGE;
   for (int64_t layer = 0; layer < kv->n_layers; layer++) {
     bool mtp = layer >= s->m->cfg.num_hidden_layers;
-    int64_t from = mtp ? s->kv.mtp_first : 0, to = mtp ? s->kv.mtp_len : s->kv.len;
+    int64_t from = mtp ? s->kv.mtp_first : 0, to = kept ? s->kv.kept_len : mtp ? s->kv.mtp_len : s->kv.len;
     for (int64_t i = 0; i < FM_PAGE; i++) {
       int64_t at = page * FM_PAGE + i;
       if (at < from || at >= to) memset(p + layer * kv->layer_size + i * row, 0, (size_t)row);
@@ -120,14 +122,15 @@ static fm_status refused(const char *path, fm_error *err) {
 
 static fm_status put_pages(sink *o, const fm_session *s, fm_pages form, const char *path, fm_error *err) {
   fm_kv *kv = s->m->kv;
-  int64_t field[FM_S_FIELDS], n = pages_of(s->kv.len, s->kv.mtp_len);
+  int64_t field[FM_S_FIELDS], n = pages_of(s->kv.len, s->kv.mtp_len), n_kept = fm_kv_pages(s->kv.kept_len);
   layout(s->m, form, field);
   char *p = fm_alloc(kv->page_size), *packed = form == FM_PAGES_8BIT ? fm_alloc(field[FM_S_PAGE_SIZE]) : NULL;
   fm_status status = p && (packed || form != FM_PAGES_8BIT) ? FM_OK : fm_no_memory(err, kv->page_size);
-  for (int64_t i = 0; i < n && status == FM_OK; i++) {
-    status = fm_kv_read_page(kv, s->kv.pages[i], p, err);
+  for (int64_t i = 0; i < n + n_kept && status == FM_OK; i++) {
+    bool kept = i >= n;
+    status = fm_kv_read_page(kv, kept ? s->kv.kept[i - n] : s->kv.pages[i], p, err);
     if (status != FM_OK) break;
-    blank_others(s, i, p);
+    blank_others(s, kept ? i - n : i, kept, p);
     if (packed) pack_page(kv, packed, p);
     if (!put(o, packed ? packed : p, field[FM_S_PAGE_SIZE])) status = refused(path, err);
   }
@@ -204,8 +207,10 @@ static bool pages_fit(const fm_saved *f, const fm_model *m) {
     if (v[i] != want[i]) return false;
   return (v[FM_S_PAGES] == FM_PAGES_STORED || v[FM_S_PAGES] == FM_PAGES_8BIT) && v[FM_S_PAGE_SIZE] == want[FM_S_PAGE_SIZE] &&
          form_for(m, (fm_pages)v[FM_S_PAGES]) == (fm_pages)v[FM_S_PAGES] &&
-         v[FM_S_N_PAGES] == pages_of(v[FM_S_LEN], v[FM_S_MTP_LEN]) &&
-         v[FM_S_SHIFT] <= m->net.n_turns - m->ctx && (v[FM_S_HIDDEN] == 0 || v[FM_S_HIDDEN] == m->cfg.hidden_size);
+         v[FM_S_N_PAGES] == pages_of(v[FM_S_LEN], v[FM_S_MTP_LEN]) + fm_kv_pages(v[FM_S_KEPT_LEN]) &&
+         (v[FM_S_KEPT_LEN] == 0 || (v[FM_S_KEPT_LEN] == v[FM_S_KEEP] && v[FM_S_DROPPED] && v[FM_S_KEEP] <= m->ctx / 4)) &&
+         v[FM_S_LEN] <= m->ctx && v[FM_S_MTP_LEN] <= m->ctx && v[FM_S_SHIFT] <= m->net.n_turns - m->ctx &&
+         v[FM_S_KEPT_SHIFT] <= m->net.n_turns - m->ctx && (v[FM_S_HIDDEN] == 0 || v[FM_S_HIDDEN] == m->cfg.hidden_size);
 }
 
 static fm_status read_pages(fm_saved *f, fm_session *s, fm_error *err) {
@@ -226,14 +231,14 @@ static fm_status read_pages(fm_saved *f, fm_session *s, fm_error *err) {
   s->h_valid = v[FM_S_HIDDEN] > 0;
   s->kv.len = v[FM_S_LEN], s->kv.mtp_first = v[FM_S_MTP_FIRST], s->kv.mtp_len = v[FM_S_MTP_LEN];
   s->kv.shift = v[FM_S_SHIFT];
+  TRY(fm_kv_set_kept(&s->kv, v[FM_S_KEPT_LEN], v[FM_S_KEPT_SHIFT], err));
   s->inexact = s->inexact || packed || (uint64_t)v[FM_S_MAKER] != maker(s->m);
   return FM_OK;
 }
 
 static fm_status restore_rows(fm_saved *f, fm_session *s, fm_error *err) {
   if (!f->field[FM_S_PAGES] || !f->field[FM_S_N_PAGES]) return FM_OK;
-  int64_t rows = f->field[FM_S_LEN] > f->field[FM_S_MTP_LEN] ? f->field[FM_S_LEN] : f->field[FM_S_MTP_LEN];
-  fm_status status = pages_fit(f, s->m) ? fm_session_reserve(s, 0, rows, err) : FM_ELIMIT;
+  fm_status status = pages_fit(f, s->m) ? fm_session_reserve(s, 0, f->field[FM_S_N_PAGES] * FM_PAGE, err) : FM_ELIMIT;
   if (status == FM_ELIMIT) {
     fm_log(FM_LOG_WARNING, "%s: its pages fit no room in this cache, they will be computed again", f->path);
     return FM_OK;
@@ -258,7 +263,7 @@ static fm_status check(fm_saved *f, const fm_model *m, fm_error *err) {
   TRY(fm_saved_verify(f, err));
   if ((uint64_t)f->field[FM_S_DIGEST] != m->digest)
     return fm_fail(err, FM_EFORMAT, "%s was saved with another model", f->path);
-  if (f->field[FM_S_N] > m->ctx)
+  if (f->field[FM_S_N] > m->ctx + 1)               // the last id of a full one has no row
     return fm_fail(err, FM_EOVERFLOW, "%s holds %lld tokens, the context %lld", f->path, (long long)f->field[FM_S_N],
                    (long long)m->ctx);
   return FM_OK;

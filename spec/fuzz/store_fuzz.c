@@ -31,8 +31,9 @@ static void go_on(fm_session *s) {
   fm_generate_options o = fm_generate_options_default();
   fm_task *t;
   bool busy = true;
-  o.max_tokens = 2;
   int64_t n = fm_session_len(s);
+  o.shift = s->kv.kept_len > 0;                    // a window that moved moves once more
+  o.max_tokens = o.shift ? s->m->ctx - n + 2 : 2;
   if (n && fm_task_new(&t, s, fm_session_ids(s), n, &o, NULL) == FM_OK) {
     while (busy) fm_model_step(s->m, 0, &busy, NULL);
     fm_task_free(t);
