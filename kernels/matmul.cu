@@ -8,18 +8,10 @@
 #include <dlfcn.h>
 #include <stdlib.h>
 
+#include "exact.cuh"
 #include "skinny.cuh"
 
 /* ---- plain ---- */
-
-struct plain_job {
-  fm_dmat w;
-  const float *x, *norm, *up, *bias;
-  float *out;
-  int64_t ldx, ldo, n;
-  float eps;
-  bool add;
-};
 
 /* Four tokens a warp; lanes stride over K. */
 __global__ void plain_kernel(plain_job j) {
@@ -99,51 +91,6 @@ template <int T> __global__ void __launch_bounds__(EXACT_WARPS * 32) exact_kerne
   }
 }
 
-/* The same for prompts: 64 weight rows by 32 tokens a block, steps of 32 along K in shared memory; a thread makes 4 x 2. */
-__global__ void __launch_bounds__(256) exact_many_kernel(plain_job j) {
-  __shared__ __align__(16) float w[32][64 + 4], x[32][32 + 2], inv[32];
-  int tid = threadIdx.x, row = tid % 16 * 4, mine = tid / 16 * 2, token = tid / 8, lane = tid % 8;
-  int64_t r0 = blockIdx.x * (int64_t)64, i0 = blockIdx.y * (int64_t)32, k = j.w.cols;
-  float sum[2][4] = {}, square = 0;
-  const float4 zero = { 0, 0, 0, 0 };
-  fm_wait();
-  for (int64_t k0 = 0; k0 < k; k0 += 32) {
-    for (int i = tid; i < 64 * 8; i += 256) {
-      float4 v = r0 + i / 8 < j.w.rows ? *(const float4 *)((const float *)j.w.data + (r0 + i / 8) * k + k0 + i % 8 * 4) : zero;
-      w[i % 8 * 4][i / 8] = v.x, w[i % 8 * 4 + 1][i / 8] = v.y, w[i % 8 * 4 + 2][i / 8] = v.z, w[i % 8 * 4 + 3][i / 8] = v.w;
-    }
-    float4 v = i0 + token < j.n ? *(const float4 *)(j.x + (i0 + token) * j.ldx + k0 + lane * 4) : zero;
-    square = fmaf(v.w, v.w, fmaf(v.z, v.z, fmaf(v.y, v.y, fmaf(v.x, v.x, square))));
-    if (j.norm) {
-      float4 u = *(const float4 *)(j.norm + k0 + lane * 4);
-      v = { v.x * u.x, v.y * u.y, v.z * u.z, v.w * u.w };
-    }
-    x[lane * 4][token] = v.x, x[lane * 4 + 1][token] = v.y, x[lane * 4 + 2][token] = v.z, x[lane * 4 + 3][token] = v.w;
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < 32; i++) {
-      float4 a = *(const float4 *)&w[i][row];
-      float2 b = *(const float2 *)&x[i][mine];
-#pragma unroll
-      for (int t = 0; t < 2; t++) {
-        float f = t ? b.y : b.x;
-        sum[t][0] = fmaf(a.x, f, sum[t][0]), sum[t][1] = fmaf(a.y, f, sum[t][1]);
-        sum[t][2] = fmaf(a.z, f, sum[t][2]), sum[t][3] = fmaf(a.w, f, sum[t][3]);
-      }
-    }
-    __syncthreads();
-  }
-  for (int o = 4; o; o >>= 1) square += __shfl_xor_sync(~0u, square, o);
-  if (lane == 0) inv[token] = j.norm ? rsqrtf(square / (float)k + j.eps) : 1.0f;
-  __syncthreads();
-#pragma unroll
-  for (int t = 0; t < 2; t++)
-#pragma unroll
-    for (int e = 0; e < 4; e++)
-      if (i0 + mine + t < j.n && r0 + row + e < j.w.rows)
-        j.out[(i0 + mine + t) * j.ldo + r0 + row + e] = sum[t][e] * inv[mine + t];
-}
-
 static bool whole_vectors(const fm_mm *m) {
   return m->w->dtype == FM_F32 && m->w->cols % 128 == 0 && m->ldx % 4 == 0 && !m->up && !m->bias && !m->add &&
          ((uintptr_t)m->x | (uintptr_t)m->w->data | (uintptr_t)m->norm) % 16 == 0;
@@ -155,8 +102,7 @@ static fm_status plain(fm_ctx *c, const fm_mm *m) {
     int64_t n = m->n - i < 4 * 65535 ? m->n - i : 4 * 65535;
     j.x = m->x + i * m->ldx, j.up = m->up ? m->up + i * m->ldx : NULL, j.out = m->out + i * m->ldo, j.n = n;
     unsigned rows = (unsigned)((m->w->rows + EXACT_WARPS - 1) / EXACT_WARPS);
-    if (whole_vectors(m) && !c->generated && m->w->rows > 32)    // a tile is 64 of them
-      fm_launch(c, exact_many_kernel, dim3((unsigned)((m->w->rows + 63) / 64), (unsigned)((n + 31) / 32)), 256, 0, j);
+    if (whole_vectors(m) && !c->generated && m->w->rows > 32) fm_exact_many(c, &j);     // a tile is 64 of them
     else if (whole_vectors(m) && n <= 16) fm_launch(c, exact_kernel<1>, dim3(rows, (unsigned)n), EXACT_WARPS * 32, 0, j);
     else if (whole_vectors(m)) fm_launch(c, exact_kernel<4>, dim3(rows, (unsigned)((n + 3) / 4)), EXACT_WARPS * 32, 0, j);
     else fm_launch(c, plain_kernel, dim3((unsigned)((m->w->rows + 7) / 8), (unsigned)((n + 3) / 4)), 256, 0, j);

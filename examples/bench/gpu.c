@@ -69,7 +69,8 @@ typedef struct product { fm_mat w[8]; int n_w; int64_t n; float *x, *out, *norm;
 static fm_status product_turn(void *arg, int turn) {
   product *p = arg;
   fm_mat *w = &p->w[turn % p->n_w];
-  fm_mm m = { .w = w, .x = p->x, .ldx = w->cols, .out = p->out, .ldo = w->rows, .n = p->n, .norm = p->norm, .eps = 1e-6f, .add = p->add };
+  fm_mm m = { .w = w, .x = p->x, .ldx = w->cols, .out = p->out, .ldo = w->rows, .n = p->n, .norm = p->norm, .eps = 1e-6f, .add = p->add,
+              .exact = w->dtype == FM_F32 };
   return c.ops->matmul(&c, &m, 1);
 }
 
@@ -219,7 +220,7 @@ static void bench_product(const fm_weights *w, const char *what, int which, int6
   char name[64];
   scatter_device(&c, (char *)p.x, n * 11264 * 4, FM_BF16);
   for (int64_t i = 1; i < w->n_layers && p.n_w < 8; i++)
-    p.w[p.n_w++] = which == 0 ? w->layer[i].q : which == 1 ? w->layer[i].o : which == 2 ? w->layer[i].mlp.gate : w->head;
+    p.w[p.n_w++] = which == 0 ? w->layer[i].q : which == 1 ? w->layer[i].o : which == 2 ? w->layer[i].mlp.gate : which == 4 ? w->layer[i].router : w->head;
   p.norm = which == 1 ? NULL : (float *)(uintptr_t)w->layer[0].input_norm;
   c.generated = n <= 64;
   product_turn(&p, 0);
@@ -313,6 +314,7 @@ static void bench_kernels(const fm_weights *w, const fm_config *g) {
   bench_product(w, "o", 1, 1);
   bench_product(w, "q", 0, 64);
   bench_product(w, "q", 0, 4096);
+  bench_product(w, "router", 4, 4096);
   bench_product(w, "head", 3, 1);
   bench_product(w, "head", 3, 64);
 }

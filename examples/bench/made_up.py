@@ -1,11 +1,12 @@
-"""Makes a checkpoint of V2-Lite's shapes with random weights, as many layers as asked for, where a disk has room (1.2 GB a layer).
-usage: made_up.py FOLDER [layers] [--fp8]    --fp8: weights in f8 with a scale for every 128 x 128, half the room"""
+"""Makes a checkpoint with random weights, as many layers as asked for, where a disk has room: of V2-Lite's shapes (1.2 GB a layer), or of
+R1-Distill-Qwen-1.5B's (--qwen; 28 layers, 3.6 GB).
+usage: made_up.py FOLDER [layers] [--fp8 | --qwen]    --fp8: weights in f8 with a scale for every 128 x 128, half the room"""
 import json, math, os, sys
 import torch
 from safetensors.torch import save_file
 
-fp8 = "--fp8" in sys.argv
-words = [w for w in sys.argv[1:] if w != "--fp8"]
+fp8, qwen = "--fp8" in sys.argv, "--qwen" in sys.argv
+words = [w for w in sys.argv[1:] if not w.startswith("--")]
 folder, layers = words[0], int(words[1]) if len(words) > 1 else 8
 os.makedirs(folder, exist_ok=True)
 d, heads, rank, nope, rope, v, experts, moe, dense, vocab = 2048, 16, 512, 128, 64, 128, 64, 1408, 10944, 102400
@@ -16,6 +17,12 @@ config = dict(architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2",
               num_experts_per_tok=6, moe_layer_freq=1, first_k_dense_replace=1, norm_topk_prob=False, scoring_func="softmax",
               hidden_act="silu", max_position_embeddings=8192, rms_norm_eps=1e-6, attention_bias=False, rope_theta=10000.0,
               rope_scaling=None, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False, torch_dtype="bfloat16", vocab_size=vocab)
+if qwen:
+    d, heads, groups, dense, vocab = 1536, 12, 2, 8960, 151936
+    config = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=d, intermediate_size=dense, num_hidden_layers=layers,
+                  num_attention_heads=heads, num_key_value_heads=groups, hidden_act="silu", max_position_embeddings=131072, rms_norm_eps=1e-6,
+                  rope_theta=10000.0, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False, torch_dtype="bfloat16", vocab_size=vocab,
+                  use_sliding_window=False)
 if fp8: config["quantization_config"] = dict(quant_method="fp8", fmt="e4m3", activation_scheme="dynamic", weight_block_size=[128, 128])
 json.dump(config, open(folder + "/config.json", "w"), indent=1)
 
@@ -51,12 +58,17 @@ save("ends.safetensors", {"model.embed_tokens.weight": matrix(vocab, d), "lm_hea
 for i in range(layers):
     p, t = f"model.layers.{i}.", {}
     t[p + "input_layernorm.weight"], t[p + "post_attention_layernorm.weight"] = ones(d), ones(d)
-    t[p + "self_attn.kv_a_layernorm.weight"] = ones(rank)
-    linear(t, p + "self_attn.q_proj.weight", heads * (nope + rope), d)
-    linear(t, p + "self_attn.kv_a_proj_with_mqa.weight", rank + rope, d)
-    linear(t, p + "self_attn.kv_b_proj.weight", heads * (nope + v), rank)
+    if qwen:
+        for name, n in ("q", heads), ("k", groups), ("v", groups):
+            linear(t, p + f"self_attn.{name}_proj.weight", n * 128, d)
+            t[p + f"self_attn.{name}_proj.bias"] = 0.1 * matrix(1, n * 128)[0]
+    else:
+        t[p + "self_attn.kv_a_layernorm.weight"] = ones(rank)
+        linear(t, p + "self_attn.q_proj.weight", heads * (nope + rope), d)
+        linear(t, p + "self_attn.kv_a_proj_with_mqa.weight", rank + rope, d)
+        linear(t, p + "self_attn.kv_b_proj.weight", heads * (nope + v), rank)
     linear(t, p + "self_attn.o_proj.weight", d, heads * v)
-    if i == 0:
+    if i == 0 or qwen:
         mlp(t, p + "mlp.", dense)
     else:
         t[p + "mlp.gate.weight"] = matrix(experts, d)

@@ -1,16 +1,20 @@
-"""The same work by Hugging Face transformers: V2-Lite's exact shapes, random weights, BF16, one GPU.
+"""The same work by Hugging Face transformers: V2-Lite's exact shapes or, with --qwen, R1-Distill-Qwen-1.5B's, random weights, BF16, one GPU.
 
 Prints prompt tokens/s at 4096 and decode tokens/s at batch 1 and 64 with 1,024 tokens of context. Run where PyTorch and
-transformers are: python3 examples/bench/peer.py [layers of 27]
+transformers are: python3 examples/bench/peer.py [layers of 27, of 28] [--qwen]
 """
 import sys
 import time
 
 import torch
-from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DynamicCache
+from transformers import DeepseekV2Config, DeepseekV2ForCausalLM, DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
-layers = int(sys.argv[1]) if len(sys.argv) > 1 else 27
-config = DeepseekV2Config(
+qwen = "--qwen" in sys.argv
+words = [w for w in sys.argv[1:] if not w.startswith("--")]
+layers = int(words[0]) if words else 28 if qwen else 27
+config = Qwen2Config(
+    vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=layers, num_attention_heads=12,
+    num_key_value_heads=2, max_position_embeddings=131072, rope_theta=10000.0, rms_norm_eps=1e-6) if qwen else DeepseekV2Config(
     vocab_size=102400, hidden_size=2048, intermediate_size=10944, moe_intermediate_size=1408, num_hidden_layers=layers,
     first_k_dense_replace=1, num_attention_heads=16, num_key_value_heads=16, q_lora_rank=None, kv_lora_rank=512,
     qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128, n_routed_experts=64, n_shared_experts=2,
@@ -19,7 +23,7 @@ config = DeepseekV2Config(
 torch.manual_seed(0)
 torch.set_default_dtype(torch.bfloat16)
 with torch.device("cuda"):
-    model = DeepseekV2ForCausalLM(config).eval()
+    model = (Qwen2ForCausalLM if qwen else DeepseekV2ForCausalLM)(config).eval()
 
 
 @torch.inference_mode()

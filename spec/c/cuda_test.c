@@ -175,6 +175,18 @@ static void test_products(void) {
     }
 }
 
+/* Scores of experts for rows of a prompt, in f32 whatever the arithmetic: sizes of V2-Lite, V3 and V2, odd numbers of rows. */
+static void test_router(void) {
+  static const product p[] = { { 300, 64, 2048, FM_F32, .norm = true, .amplitude = 1 }, { 33, 256, 7168, FM_F32, .norm = true, .amplitude = 1e3f },
+                               { 45, 160, 5120, FM_F32, .amplitude = 1e-3f } };
+  double worst = 0;
+  bool alone = true;
+  gpu.arithmetic = FM_F32;
+  for (size_t i = 0; i < sizeof p / sizeof *p; i++) worst = fmax(worst, run_product(&p[i], false, &alone));
+  check(worst < F32_TOL, "a router's products", worst);
+  check(alone, "a router's products give the same bits in any company", 0);
+}
+
 /* ---- norm, embed, rope, cache ---- */
 
 static void test_small(void) {
@@ -716,7 +728,7 @@ static void test_memory(void) {
    access and take their time */
 int main(int argc, char **argv) {
   static const struct { const char *name; void (*run)(void); } group[] = { { "small", test_small }, { "store", test_store },
-    { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "attention", test_attention },
+    { "store8", test_store8 }, { "turn", test_turn }, { "products", test_products }, { "router", test_router }, { "attention", test_attention },
     { "fresh", test_fresh }, { "nan", test_nan }, { "draw", test_draw }, { "route", test_route }, { "experts", test_experts }, { "memory", test_memory } };
   fm_error err;
   if (fm_ctx_open(&gpu, "cuda", 0, &err) != FM_OK) {
