@@ -1,11 +1,11 @@
-"""Makes a checkpoint with random weights, as many layers as asked for, where a disk has room: of V2-Lite's shapes (1.2 GB a layer), or of
-R1-Distill-Qwen-1.5B's (--qwen; 28 layers, 3.6 GB).
-usage: made_up.py FOLDER [layers] [--fp8 | --qwen]    --fp8: weights in f8 with a scale for every 128 x 128, half the room"""
+"""Makes a checkpoint with random weights, as many layers as asked for, where a disk has room: of V2-Lite's shapes (1.2 GB a layer), of V3's
+(--v3: the first layer dense, 11.5 GB each of the others in f8, no MTP layer), or of R1-Distill-Qwen-1.5B's (--qwen; 28 layers, 3.6 GB).
+usage: made_up.py FOLDER [layers] [--fp8] [--v3 | --qwen]    --fp8: weights in f8 with a scale for every 128 x 128, half the room"""
 import json, math, os, sys
 import torch
 from safetensors.torch import save_file
 
-fp8, qwen = "--fp8" in sys.argv, "--qwen" in sys.argv
+fp8, qwen, v3 = ("--" + w in sys.argv for w in ("fp8", "qwen", "v3"))
 words = [w for w in sys.argv[1:] if not w.startswith("--")]
 folder, layers = words[0], int(words[1]) if len(words) > 1 else 8
 os.makedirs(folder, exist_ok=True)
@@ -17,6 +17,13 @@ config = dict(architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2",
               num_experts_per_tok=6, moe_layer_freq=1, first_k_dense_replace=1, norm_topk_prob=False, scoring_func="softmax",
               hidden_act="silu", max_position_embeddings=8192, rms_norm_eps=1e-6, attention_bias=False, rope_theta=10000.0,
               rope_scaling=None, bos_token_id=0, eos_token_id=1, tie_word_embeddings=False, torch_dtype="bfloat16", vocab_size=vocab)
+q_rank, n_shared = None, 2
+if v3:
+    d, heads, experts, moe, dense, vocab, q_rank, n_shared = 7168, 128, 256, 2048, 18432, 129280, 1536, 1
+    config.update(architectures=["DeepseekV3ForCausalLM"], model_type="deepseek_v3", hidden_size=d, intermediate_size=dense,
+                  moe_intermediate_size=moe, num_attention_heads=heads, num_key_value_heads=heads, n_shared_experts=1,
+                  n_routed_experts=experts, routed_scaling_factor=2.5, q_lora_rank=q_rank, topk_method="noaux_tc", n_group=8, topk_group=4,
+                  num_experts_per_tok=8, norm_topk_prob=True, scoring_func="sigmoid", num_nextn_predict_layers=0, vocab_size=vocab)
 if qwen:
     d, heads, groups, dense, vocab = 1536, 12, 2, 8960, 151936
     config = dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_size=d, intermediate_size=dense, num_hidden_layers=layers,
@@ -64,7 +71,10 @@ for i in range(layers):
             t[p + f"self_attn.{name}_proj.bias"] = 0.1 * matrix(1, n * 128)[0]
     else:
         t[p + "self_attn.kv_a_layernorm.weight"] = ones(rank)
-        linear(t, p + "self_attn.q_proj.weight", heads * (nope + rope), d)
+        if q_rank:
+            t[p + "self_attn.q_a_layernorm.weight"] = ones(q_rank)
+            linear(t, p + "self_attn.q_a_proj.weight", q_rank, d)
+        linear(t, p + f"self_attn.q_{'b_' * bool(q_rank)}proj.weight", heads * (nope + rope), q_rank or d)
         linear(t, p + "self_attn.kv_a_proj_with_mqa.weight", rank + rope, d)
         linear(t, p + "self_attn.kv_b_proj.weight", heads * (nope + v), rank)
     linear(t, p + "self_attn.o_proj.weight", d, heads * v)
@@ -72,7 +82,8 @@ for i in range(layers):
         mlp(t, p + "mlp.", dense)
     else:
         t[p + "mlp.gate.weight"] = matrix(experts, d)
-        mlp(t, p + "mlp.shared_experts.", 2 * moe)
+        if v3: t[p + "mlp.gate.e_score_correction_bias"] = torch.zeros(experts)
+        mlp(t, p + "mlp.shared_experts.", n_shared * moe)
         for e in range(experts): mlp(t, p + f"mlp.experts.{e}.", moe)
     save(f"layer-{i}.safetensors", t)
 size = sum(os.path.getsize(f"{folder}/{n}") for n in set(where.values()))

@@ -1,17 +1,20 @@
 -- One model on one device and on several, the same work: decoding alone and 64 together, a prompt, and whether they say the same.
--- usage: lua5.4 examples/bench/ranks.lua DIR [--devices cuda:0,cuda:1] [--form tp] [--few]    --few: small numbers, for a CPU
+-- usage: lua5.4 examples/bench/ranks.lua DIR [--devices cuda:0,cuda:1] [--form tp] [--many 64] [--alone] [--few]
+--   --alone: on several only, and what a step reads of the weights and the cache; --few: small numbers, for a CPU
 local here = arg[0]:match "^(.*/)" or "./"
 package.path = here .. "../../lua/?.lua;" .. here .. "../../lua/?/init.lua;" .. package.path
 package.cpath = package.cpath .. ";" .. here .. "../../build/?.so"
 local fathom = require "fathom"
 local now = require("fathom.core").now
 
-local dir, devices, form, few = nil, "cuda:0,cuda:1", "tp", false
+local dir, devices, form, n_many, alone, few = nil, "cuda:0,cuda:1", "tp", nil, false, false
 do
   local i = 1
   while arg[i] do
     if arg[i] == "--devices" then devices, i = arg[i + 1], i + 1
     elseif arg[i] == "--form" then form, i = arg[i + 1], i + 1
+    elseif arg[i] == "--many" then n_many, i = math.tointeger(tonumber(arg[i + 1])), i + 1
+    elseif arg[i] == "--alone" then alone = true
     elseif arg[i] == "--few" then few = true
     else dir = arg[i] end
     i = i + 1
@@ -20,7 +23,8 @@ end
 assert(dir, "usage: ranks.lua DIR [--devices cuda:0,cuda:1] [--form tp]")
 local list = {}
 for name in devices:gmatch "[^,]+" do list[#list + 1] = name end
-local n_many, long, context, tokens = few and 4 or 64, few and 40 or 4096, few and 20 or 1000, few and 8 or 96
+n_many = n_many or few and 4 or 64
+local long, context, tokens = few and 40 or 4096, few and 20 or 1000, few and 8 or 96
 
 local function ids_of(model, n, seed)
   local ids = {}
@@ -65,6 +69,8 @@ local function prompt(model)
   return long / r.usage.prefill_ms * 1e3
 end
 
+local step_bytes
+
 local function measure(device, parallel)
   local begun = now()
   local model <close> = assert(fathom.load(dir, { device = device, parallel = parallel, ctx = long + 64, seqs = n_many,
@@ -77,6 +83,7 @@ local function measure(device, parallel)
   out.many = decode(model, n_many, context // 4)
   out.logits = assert(model:logits(ids_of(model, few and 12 or 64, 9))):totable()
   out.ranks = model:stats().ranks
+  out.read = { step_bytes(model, 1, context), step_bytes(model, n_many, context // 4) }
   return out
 end
 
@@ -91,8 +98,31 @@ local function apart(a, b)
   return most / top
 end
 
-local one = measure(list[1], nil)
+-- Bytes of weights and cache that a step of n sequences reads on all ranks together. An expert is read when one of the n chose it: how
+-- likely that is, by how often it was chosen so far. The cache's rows are read by every rank where heads are split.
+function step_bytes(model, n, length)
+  local g, stats = model.config, model:stats { experts = true }
+  local bytes = stats.weight_bytes - g.vocab_size * g.hidden_size * 2 * (stats.ranks // stats.pp)      -- but for the embeddings
+  local expert = 3 * g.hidden_size * (g.moe_intermediate_size or 0) * (g.quantization_config and 1 or 2)
+  for _, counts in ipairs(stats.experts) do
+    local all = 0
+    for _, c in ipairs(counts) do all = all + c end
+    for _, c in ipairs(counts) do bytes = bytes - expert * (1 - c * g.num_experts_per_tok / math.max(all, 1)) ^ n end
+  end
+  return bytes + n * length * g.num_hidden_layers * (g.kv_lora_rank + g.qk_rope_head_dim) * 2 * stats.tp
+end
+
 local all = measure(list, { [form] = #list })
+if alone then
+  print(("%s: %d ranks by %s, loaded in %.1f s; a prompt of %d: %.0f tokens/s"):format(dir, all.ranks, form, all.load_s, long, all.prompt))
+  for i, what in ipairs { { 1, all.one }, { n_many, all.many } } do
+    local ms = what[1] / what[2] * 1e3
+    print(("  decoding %3d: %7.2f ms a step, %8.1f tokens/s; reads %.2f GB, %.0f GB/s a rank"):format(what[1], ms, what[2], all.read[i] / 1e9,
+          all.read[i] / ms / 1e6 / all.ranks))
+  end
+  return
+end
+local one = measure(list[1], nil)
 print(("%s: %s, and %d ranks by %s"):format(dir, list[1], all.ranks, form))
 local function line(what, a, b) print(("  %-34s %10.1f %10.1f tokens/s: %.2f times"):format(what, a, b, b / a)) end
 line("decoding 1 sequence", one.one, all.one)
