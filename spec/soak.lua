@@ -1,7 +1,8 @@
 --- soak.lua - many sessions at random for SOAK_SECONDS (600): they join, are cancelled, fork, are saved and restored, ask for plain
 -- text and for JSON, in a cache that is too small for them. Every second conversation that ends is held again alone, in another
--- model, and must have said the same. Memory must stay flat within 1 % in the second half (a slow machine needs the first for the
--- heap to meet its worst moment: twelve conversations, each with a document), the GPU's too, and no page may be lost. What a GPU has left is everybody's: with SOAK_SHARED=1, where others use it meanwhile, it is told and not judged.
+-- model, and must have said the same. Memory must stay flat within 1 % in the second half (a slow machine needs the first for the heap
+-- to meet its worst moment: twelve conversations, each with a document), the GPU's too, and no page may be lost. What a GPU has left is
+-- everybody's: with SOAK_SHARED=1, where others use it meanwhile, it is told and not judged.
 -- usage: make soak, or lua5.4 spec/soak.lua
 local fathom = require "fathom"
 local now = require("fathom.core").now

@@ -102,7 +102,8 @@ end
 -- likely that is, by how often it was chosen so far. The cache's rows are read by every rank where heads are split.
 function step_bytes(model, n, length)
   local g, stats = model.config, model:stats { experts = true }
-  local bytes = stats.weight_bytes - g.vocab_size * g.hidden_size * 2 * (stats.ranks // stats.pp)      -- but for the embeddings
+  local embeddings = g.vocab_size * g.hidden_size * 2 * (stats.ranks // stats.pp)
+  local bytes = stats.weight_bytes - embeddings
   local expert = 3 * g.hidden_size * (g.moe_intermediate_size or 0) * (g.quantization_config and 1 or 2)
   for _, counts in ipairs(stats.experts) do
     local all = 0
@@ -114,7 +115,8 @@ end
 
 local all = measure(list, { [form] = #list })
 if alone then
-  print(("%s: %d ranks by %s, loaded in %.1f s; a prompt of %d: %.0f tokens/s"):format(dir, all.ranks, form, all.load_s, long, all.prompt))
+  print(("%s: %d ranks by %s, loaded in %.1f s; a prompt of %d: %.0f tokens/s"):format(dir, all.ranks, form, all.load_s, long,
+        all.prompt))
   for i, what in ipairs { { 1, all.one }, { n_many, all.many } } do
     local ms = what[1] / what[2] * 1e3
     print(("  decoding %3d: %7.2f ms a step, %8.1f tokens/s; reads %.2f GB, %.0f GB/s a rank"):format(what[1], ms, what[2], all.read[i] / 1e9,
