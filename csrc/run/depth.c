@@ -7,13 +7,16 @@
 ** looked at, none at any time; a change has to promise something, for costs waver. What is known grows old: now and then, less and
 ** less often, it is learnt anew.
 */
+#include <math.h>
 #include <string.h>
 
 #include "run/engine.h"
 
 enum { SURE = 4, OLD = 512, OLD_MOST = 8192 };     /* passes of a size before its cost counts; steps before costs are learnt anew */
 
-static const double MARGIN = 1.04, HOPE = 0.9;     /* HOPE: share of right drafts while none was seen */
+static const double MARGIN = 1.03;       /* by how much a change must promise more */
+static const double BURST = 1.25;        /* a pass that took more than this, beside the mean, counts as this */
+static const double HOPE = 0.9;          /* share of right drafts while none was seen */
 
 void fm_depth_begin(fm_depth *d) {
   *d = (fm_depth){ .gap = OLD };
@@ -26,7 +29,8 @@ void fm_depth_cost(fm_depth *d, bool draft, int64_t rows, double ms) {
   fm_pass_cost *c = &d->cost[draft][slot(rows)];
   ms *= (double)slot(rows) / (double)rows;
   if (c->n >= SURE) {
-    fm_mean_add(&c->ms, ms, 0.1);
+    // one pass in many is disturbed, or noted anew: taken whole it would look dear until costs are learnt anew
+    fm_mean_add(&c->ms, fmin(ms, BURST * c->ms), 0.1);
     return;
   }
   if (!c->n++ || ms < c->ms) c->ms = ms;           // the first ones may have fetched code, or noted the pass

@@ -1,6 +1,6 @@
 /*
 ** depth_test.c - "auto" against made-up devices: it finds the depth that pays, is never slower than no drafts by more than the looks
-** that it takes, and follows when what pays changes.
+** that it takes, follows when what pays changes, and keeps up with sessions that join and end.
 */
 #include <math.h>
 #include <stdio.h>
@@ -101,6 +101,112 @@ static void drafts_turn_bad(const device *d) {
   free(seen);
 }
 
+/* ---- sessions that join and end --------------------------------------------------------------------------- */
+
+enum {
+  MOST = 64,                             /* sessions at once */
+  MISSED = 24,                           /* steps without drafts, behind which a reply makes none any more */
+  SIZES = 1024
+};
+
+typedef struct talk { int left, missed, drafts; } talk;
+
+/* Passes that the device has noted, the latest first: one that it meets anew, or has forgotten, is dear. */
+typedef struct notes { int most, n, size[SIZES]; } notes;
+
+typedef struct crowd {
+  const device *d;
+  fm_depth depth;
+  int fixed;                             /* drafts a step; -1: as `depth` says */
+  notes notes;
+  talk talk[MOST];
+  int n;
+  double ids, ms;
+} crowd;
+
+static bool known(notes *s, int size) {
+  int i = 0;
+  while (i < s->n && s->size[i] != size) i++;
+  bool found = i < s->n;
+  if (!found && s->n < s->most) s->n++;
+  for (i = i < s->n ? i : s->n - 1; i > 0; i--) s->size[i] = s->size[i - 1];
+  s->size[0] = size;
+  return found;
+}
+
+/* Here all that is spent counts, the noting of passes too. */
+static void run_pass(crowd *c, bool draft, int rows) {
+  const device *d = c->d;
+  double ms = pass_ms(d, draft, rows) * (1 + d->noise * (2 * uniform() - 1));
+  if (uniform() < 0.01) ms *= 3;
+  if (!known(&c->notes, 2 * rows + draft)) ms *= d->first;
+  if (c->fixed < 0) fm_depth_cost(&c->depth, draft, rows, ms);
+  c->ms += ms;
+}
+
+/* Every talk says its next ids; those that have said all are gone. */
+static void decode(crowd *c, double p) {
+  int rows = c->n, stay = 0;
+  for (int i = 0; i < c->n; i++) rows += c->talk[i].drafts;
+  run_pass(c, false, rows);
+  for (int i = 0; i < c->n; i++) {
+    talk t = c->talk[i];
+    int right = 0;
+    while (right < t.drafts && uniform() < p) right++;
+    if (t.drafts) fm_depth_right(&c->depth, t.drafts, right);
+    c->ids += 1 + right;
+    t.left -= 1 + right;
+    if (t.left > 0) c->talk[stay++] = t;
+  }
+  c->n = stay;
+}
+
+/* As many as there are to be at this point of the work, now few, now many, some of them late. */
+static void join(crowd *c) {
+  int want = 1 + (int)((MOST - 1) * (0.5 - 0.5 * cos(c->ids / 9000)) * (0.8 + 0.2 * cos(c->ids / 700)));
+  while (c->n < want && (c->n == 0 || uniform() < 0.8)) c->talk[c->n++] = (talk){ .left = 10 + (int)(300 * uniform()) };
+}
+
+static void draft(crowd *c) {
+  int able = 0, k = c->fixed;
+  for (int i = 0; i < c->n; i++) able += c->talk[i].missed <= MISSED;
+  if (c->fixed < 0) k = fm_depth_choose(&c->depth, c->n, able);
+  for (int i = 0; i < k && able; i++) run_pass(c, true, able);
+  for (talk *t = c->talk; t < c->talk + c->n; t++) {
+    t->drafts = t->missed <= MISSED ? k : 0;
+    t->missed = t->drafts ? 0 : t->missed + (c->fixed < 0);
+  }
+}
+
+/* ms for the second half of some work. */
+static double crowd_ms(const device *d, int fixed, int noted, double p) {
+  static crowd c;
+  double work = 300000, begun = 0;
+  c = (crowd){ .d = d, .fixed = fixed, .notes.most = noted };
+  fm_depth_begin(&c.depth);
+  state = 7;
+  while (c.ids < work) {
+    join(&c);
+    decode(&c, p);
+    draft(&c);
+    if (c.ids < work / 2) begun = c.ms;
+  }
+  return c.ms - begun;
+}
+
+static void among_a_crowd(const device *d, int noted, double p) {
+  double best = INFINITY;
+  int k_best = 0;
+  for (int k = 0; k <= FM_AUTO_DRAFTS; k++) {
+    double ms = crowd_ms(d, k, noted, p);
+    if (ms < best) best = ms, k_best = k;
+  }
+  double got = best / crowd_ms(d, -1, noted, p);
+  char what[100];
+  snprintf(what, sizeof what, "sessions join and end, near the best depth (%d) for p %.2f", k_best, p);
+  check(got >= 0.95, what, d->name, MOST, got, 0.95);
+}
+
 /* Tasks that cannot draft are not counted on. */
 static void nobody_able(void) {
   fm_depth a;
@@ -114,6 +220,11 @@ int main(void) {
     for (int high = 0; high < 2; high++) against_fixed(&devices[i], high ? 0.95 : 0.4);
   drafts_turn_bad(&devices[0]);
   drafts_turn_bad(&devices[1]);
+  for (size_t i = 0; i < sizeof devices / sizeof *devices; i++)
+    for (int j = 0; j < 3; j++) among_a_crowd(&devices[i], SIZES, (double[]){ 0.4, 0.7, 0.95 }[j]);
+  device noting = { "a graphics card that notes passes", 1.0, 0.004, 16, 0.25, 12, 0.05 };
+  for (int j = 0; j < 3; j++)
+    for (int noted = 64; noted <= SIZES; noted *= 16) among_a_crowd(&noting, noted, (double[]){ 0.4, 0.7, 0.95 }[j]);
   nobody_able();
   return failures > 0;
 }
