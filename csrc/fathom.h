@@ -188,9 +188,9 @@ typedef struct fm_stats {
   double overshoot_ms, max_overshoot_ms;   /* of fm_model_step over its ms: last, worst */
 } fm_stats;
 FM_API fm_stats fm_model_stats(const fm_model *m);
-/* How many rows have chosen each expert of a layer (from 0 on, MTP's last) since the model was loaded; count (n_routed_experts).
-   FM_EUNSUPPORTED: the layer has no experts, or the device keeps choices to itself; FM_EINVAL: there is no such layer. */
-FM_API fm_status fm_model_expert_load(const fm_model *m, int64_t layer, int64_t *count, fm_error *err);
+/* How many rows have chosen each expert of a layer (from 0 on, MTP's last) since the model was loaded; count (n_routed_experts). Completes
+   the pass under way. FM_EUNSUPPORTED: the layer has no experts, or the ranks are processes; FM_EINVAL: there is no such layer. */
+FM_API fm_status fm_model_expert_load(fm_model *m, int64_t layer, int64_t *count, fm_error *err);
 /* Forgets all cached prefixes, and the cache of sessions without a task: they are computed again when needed. */
 FM_API void     fm_model_drop_prefixes(fm_model *m);
 

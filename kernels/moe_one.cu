@@ -43,7 +43,9 @@ __device__ __forceinline__ void one_choose(const one_job &j, fm_group *group) {
   if (lane >= j.slots) return;
   int e = j.choose ? chosen[lane] : j.id[lane];
   group[1 + lane] = fm_group_of<true>(fm_pick(j.gate, e), fm_pick(j.up, e), 1);
-  if (j.choose && blockIdx.x == 0) j.id[lane] = e, j.weight[lane] = weight[lane];
+  if (!j.choose || blockIdx.x) return;
+  j.id[lane] = e, j.weight[lane] = weight[lane];
+  fm_count(j.rule, e);
 }
 
 /* Group 0: the shared expert (without tiles where there is none); then a group a slot, once the choice is known. Eight warps make

@@ -24,6 +24,7 @@ template <int EACH> __global__ void __launch_bounds__(32 * ROUTE_ROWS) route_ker
     int32_t *aside = (int32_t *)room + j.room - 2 * k;
     fm_choose(turn ? j.id + row * (int64_t)k : aside, turn ? j.weight + row * (int64_t)k : (float *)aside + k, z, j.rule, room);
   }
+  for (int x = lane; x < k && row < j.n; x += 32) fm_count(j.rule, j.id[row * (int64_t)k + x]);
 }
 
 fm_status fm_cuda_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const float *logits, const float *bias,

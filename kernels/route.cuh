@@ -14,10 +14,15 @@ struct fm_choice {
   const float *logits, *bias;
   int experts, k, groups, topk_group, sigmoid, top2, norm;
   float factor;
+  unsigned long long *count;             /* as fm_route's */
 };
+/* Notes one choice. */
+__device__ __forceinline__ void fm_count(const fm_choice &j, int id) {
+  if (j.count) atomicAdd(j.count + id, 1ull);
+}
 inline fm_choice fm_choice_of(const fm_route *r, const float *logits, const float *bias) {
   return { logits, bias, (int)r->n_experts, (int)r->top_k, (int)(r->n_group > 1 ? r->n_group : 1), (int)r->topk_group, r->sigmoid,
-           r->group_top2, r->norm_topk_prob, r->routed_scaling_factor };
+           r->group_top2, r->norm_topk_prob, r->routed_scaling_factor, (unsigned long long *)r->count };
 }
 
 /* Words of shared memory that a warp wants: what is chosen by (experts), groups' worth, the chosen ones' scores (k). */

@@ -220,6 +220,21 @@ describe("the GPU", function()
     end
   end)
 
+  it("counts who chose which expert, in prompts, in decoding, and when one row chooses on its way", function()
+    local counts = {}
+    for i, device in ipairs { "cpu", "cuda" } do
+      local model <close> = assert(fathom.load("spec/golden/v3-tiny", { device = device, dtype = "f32", ctx = 128, mtp = false }))
+      local ids = {}
+      for j = 1, 40 do ids[j] = j * 37 % 500 end
+      assert(model:generate(ids, { temperature = 0, max_tokens = 12, ignore_eos = true }))
+      local others = {}
+      for j = 1, 3 do others[j] = assert(model:session()):ask({ j, 5, 9 }, { temperature = 0, max_tokens = 12, ignore_eos = true }) end
+      for _, t in ipairs(others) do assert(t:wait()) end
+      counts[i] = model:stats({ experts = true }).experts
+    end
+    assert.same(counts[1], counts[2])
+  end)
+
   it("refuses what cannot fit before it starts, and says what would", function()
     local model, err = fathom.load(fathom.pocket, { device = "cuda", seqs = 65536 })
     assert.is_nil(model)

@@ -99,6 +99,7 @@ fm_status fm_cpu_route(fm_ctx *c, int32_t *topk_id, float *topk_weight, const fl
   route_job j = { r, topk_id, topk_weight, logits, bias, scratch, stride };
   if (n * r->n_experts >= 1024) fm_pool_for(d->pool, n, route_row, &j);
   else for (int64_t i = 0; i < n; i++) route_row(&j, i, 0);
+  for (int64_t i = 0; r->count && i < n * r->top_k; i++) r->count[topk_id[i]]++;
   fm_arena_release(&c->arena, mark);
   return FM_OK;
 }

@@ -44,12 +44,10 @@ fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_wei
   int64_t half = (cfg->family == FM_QWEN2 ? cfg->head_dim : cfg->qk_rope_head_dim) / 2;
   *net = (fm_net){ .cfg = cfg, .w = w, .kv = kv, .c = c, .n_positions = n_positions, .n_turns = 2 * n_positions,
                    .n_valid = n_valid };
-  int64_t experts = c->ops->upload ? 0 : cfg->n_routed_experts, layers = cfg->num_hidden_layers + cfg->num_nextn_predict_layers;
+  int64_t layers = cfg->num_hidden_layers + cfg->num_nextn_predict_layers, size = layers * cfg->n_routed_experts * (int64_t)sizeof *net->load;
   fm_status status = make_tables(net, half, err);
-  if (status == FM_OK && experts) {
-    net->load = fm_array(layers * experts, sizeof *net->load);
-    if (!net->load) status = fm_no_memory(err, layers * experts * (int64_t)sizeof *net->load);
-  }
+  if (status == FM_OK && size) status = c->ops->alloc(c->dev, (void **)&net->load, size, err);
+  if (status == FM_OK && size) c->ops->clear(c->dev, net->load, size);
   if (status != FM_OK) fm_net_free(net);
   return status;
 }
@@ -57,7 +55,7 @@ fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_wei
 void fm_net_free(fm_net *net) {
   if (net->cos) net->c->ops->release(net->c->dev, net->cos);
   if (net->sin) net->c->ops->release(net->c->dev, net->sin);
-  fm_free(net->load);
+  if (net->load) net->c->ops->release(net->c->dev, net->load);
   *net = (fm_net){ 0 };
 }
 

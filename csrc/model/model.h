@@ -36,8 +36,7 @@ typedef struct fm_net {
   int64_t n_turns;                     /* rows of the rotation tables: a window moves on for a while before it is turned back */
   int64_t n_valid;                     /* ids from here on are padding, never drawn */
   float *cos, *sin;                    /* (n_turns, rope dim / 2), the device's, owned */
-  int64_t *load;                       /* (layers, n_routed_experts) rows that chose each expert so far, owned; NULL: choices are
-                                          where the host does not see them */
+  int64_t *load;                       /* (layers, n_routed_experts) rows that chose each expert so far, the device's, owned; NULL: no experts */
 } fm_net;
 
 /* Rows of one sequence. Main pass: ids[0..n) stand at cache indices index .. index+n-1.

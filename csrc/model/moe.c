@@ -54,19 +54,14 @@ static fm_status look(fm_pass *p, const fm_layer *l, float *logits) {
   return fm_op_matmul(p->net->c, &router, 1);
 }
 
-static fm_route rule_of(const fm_config *g) {
-  return (fm_route){ .n_experts = g->n_routed_experts, .top_k = g->num_experts_per_tok,
+/* Of ranks with the same rows the first one counts choices. */
+static fm_route rule_of(const fm_pass *p) {
+  const fm_config *g = p->net->cfg;
+  return (fm_route){ .count = fm_comm_me(p->net->tp) ? NULL : p->net->load + p->layer * g->n_routed_experts,
+                     .n_experts = g->n_routed_experts, .top_k = g->num_experts_per_tok,
                      .n_group = g->topk_method == FM_GREEDY ? 1 : g->n_group, .topk_group = g->topk_group,
                      .sigmoid = g->scoring_func == FM_SIGMOID, .group_top2 = g->topk_method == FM_NOAUX_TC,
                      .norm_topk_prob = g->norm_topk_prob, .routed_scaling_factor = (float)g->routed_scaling_factor };
-}
-
-/* Counts choices; of ranks with the same rows the first one does. */
-static void count(const fm_pass *p, const int32_t *id) {
-  int64_t n = p->n * p->net->cfg->num_experts_per_tok, *load = p->net->load;
-  if (!load || fm_comm_me(p->net->tp)) return;
-  load += p->layer * p->net->cfg->n_routed_experts;
-  for (int64_t i = 0; i < n; i++) load[id[i]]++;
 }
 
 fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
@@ -85,15 +80,12 @@ fm_status fm_block_moe(fm_pass *p, const fm_layer *l) {
                    .norm = l->post_norm, .eps = (float)g->rms_norm_eps,
                    .shared_gate = shared ? &l->mlp.gate : NULL, .shared_up = shared ? &l->mlp.up : NULL,
                    .shared_down = shared ? &l->mlp.down : NULL };
-  fm_route rule = rule_of(g);
+  fm_route rule = rule_of(p);
   fm_gate gate = { .rule = &rule, .logits = logits, .bias = l->router_bias, .topk_id = id, .topk_weight = weight };
   if (p->net->ep || p->net->host) {      // the choice is looked at here
     if (p->n) TRY(fm_op_route(c, id, weight, logits, l->router_bias, &rule, p->n));
-    count(p, id);
     return p->net->ep ? fm_spread_experts(p, l, id, weight, &e) : with_host(p, l, id, weight, &e);
   }
   e.choose = &gate;
-  TRY(p->net->tp ? with_parts(p, id, weight, &e) : fm_op_experts(c, p->x, p->x, id, weight, &e, p->n));
-  count(p, id);
-  return FM_OK;
+  return p->net->tp ? with_parts(p, id, weight, &e) : fm_op_experts(c, p->x, p->x, id, weight, &e, p->n);
 }

@@ -16,7 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-#define FM_BACKEND_ABI 10
+#define FM_BACKEND_ABI 11
 #define FM_PAGE 64                       /* tokens in a cache page */
 
 typedef struct fm_device fm_device;
@@ -125,6 +125,7 @@ typedef struct fm_route {
   bool group_top2;                       /* group score: sum of its two best (V3), else its best (V2) */
   bool norm_topk_prob;
   float routed_scaling_factor;
+  int64_t *count;                        /* (n_experts), the device's: how many rows chose each is added; NULL: nobody counts */
 } fm_route;
 
 /* What route takes and writes, for experts that choose for themselves. */

@@ -288,20 +288,34 @@ fm_stats fm_model_stats(const fm_model *m) {
   return s;
 }
 
-fm_status fm_model_expert_load(const fm_model *m, int64_t layer, int64_t *count, fm_error *err) {
+static fm_status read_back(fm_ctx *c, void *to, const void *from, int64_t size, fm_error *err) {
+  if (!c->ops->download) memcpy(to, from, (size_t)size);
+  else if (c->ops->download(c, to, from, size) != FM_OK) {
+    if (err) *err = c->err;
+    return c->err.code;
+  }
+  return FM_OK;
+}
+
+fm_status fm_model_expert_load(fm_model *m, int64_t layer, int64_t *count, fm_error *err) {
   int64_t n = m->cfg.n_routed_experts;
   int ranks = m->ranks ? fm_ranks_size(m->ranks) : 1;
   if (layer < 0 || layer >= m->w->n_layers)
     return fm_fail(err, FM_EINVAL, "layer %lld of %lld", (long long)layer, (long long)m->w->n_layers);
   if (!n || !fm_config_layer_is_moe(&m->cfg, layer)) return fm_fail(err, FM_EUNSUPPORTED, "layer %lld has no experts", (long long)layer);
+  int64_t *one = fm_array(n, sizeof *one);
+  if (!one) return fm_no_memory(err, n * (int64_t)sizeof *one);
+  fm_status status = FM_OK;
   memset(count, 0, (size_t)n * sizeof *count);
-  for (int i = 0; i < ranks; i++) {
-    const int64_t *load = m->ranks ? fm_ranks_at(m->ranks, i)->net.load : m->net.load;
-    if (!load && m->wire) return fm_fail(err, FM_EUNSUPPORTED, "each process counts the choices of its own rows only");
-    if (!load) return fm_fail(err, FM_EUNSUPPORTED, "the %s does not count choices in this version", m->c.ops->name);
-    for (int64_t e = 0; e < n; e++) count[e] += load[layer * n + e];
+  fm_sched_settle(m);
+  for (int i = 0; i < ranks && status == FM_OK; i++) {
+    const fm_net *net = m->ranks ? &fm_ranks_at(m->ranks, i)->net : &m->net;
+    if (net->load) status = read_back(net->c, one, net->load + layer * n, n * (int64_t)sizeof *one, err);
+    else status = fm_fail(err, FM_EUNSUPPORTED, "each process counts the choices of its own rows only");
+    for (int64_t e = 0; e < n && status == FM_OK; e++) count[e] += one[e];
   }
-  return FM_OK;
+  fm_free(one);
+  return status;
 }
 
 static fm_status need_tokenizer(const fm_model *m, fm_error *err) {
