@@ -2,7 +2,7 @@
 ** attention.c - attention over the paged cache: MLA expanded (prompts), MLA absorbed (decoding), GQA.
 ** Keys are taken in blocks of FM_PAGE at absolute indices, by an online softmax that keeps a maximum, a sum and
 ** an output for each query. A query's bits hang on its own blocks alone: in a block where it sees keys lo..hi the
-** scores are dots, the output takes p[j] * v[j] in increasing j, and the sum of p is taken by PARTS partial sums.
+** scores are dots, the output takes p[j] * v[j] in increasing j, and the sum of p is taken by FM_CPU_PARTS partial sums.
 ** So neither the cut into chunks nor the queries beside it nor the thread matter.
 */
 #include "cpu/cpu.h"
@@ -16,10 +16,11 @@
 
 enum {
   TILE = 32,            /* queries whose scores stand in scratch at once */
-  PARTS = 8,            /* partial sums of the probabilities of a block */
   PANEL = 16,           /* rows of kv_b converted at once when queries are absorbed */
   HEADS = 8,            /* heads that share a page's rows in a decode item */
   ROWS = 32,            /* rows of a decode item, at most */
+  FEW = 4,              /* rows up to which converting weights as we go is faster */
+  SCALED = 128,         /* rows and columns that share a scale */
   FEW_ROWS = 4,         /* and at least, where threads have as many: each item converts kv_b again */
   GQA_ROWS = 64         /* rows of a gqa item */
 };
@@ -150,25 +151,39 @@ static void finish(const work *w, const queries *q, int64_t dim) {
   }
 }
 
-/* Scores p[lo..hi] become probabilities against the new maximum; what was gathered is scaled to it. */
-static void soften(const work *w, const queries *q, int64_t i, float *p, int64_t lo, int64_t hi, int64_t dim) {
-  float old = q->max[i], max = w->simd->scale_max(p + lo, w->a->scale, old, hi - lo + 1);
-  float part[PARTS] = { 0 }, padded[FM_PAGE] = { 0 };
-  w->simd->exp_sub(p + lo, p + lo, max, hi - lo + 1);
-  memcpy(padded + lo, p + lo, (size_t)(hi - lo + 1) * sizeof *p);
-  for (int64_t j = 0; j < FM_PAGE; j += PARTS)
-    for (int64_t l = 0; l < PARTS; l++) part[l] += padded[j + l];
-  for (int64_t half = PARTS / 2; half > 0; half /= 2)
-    for (int64_t l = 0; l < half; l++) part[l] += part[l + half];
-  if (old == max || old == -INFINITY) {
-    q->sum[i] += part[0];
-  } else {
-    float shrink;
-    w->simd->exp_sub(&shrink, &old, max, 1);
-    q->sum[i] = q->sum[i] * shrink + part[0];
-    w->simd->scale(q->o + i * q->ldo, shrink, dim);
-  }
+/* What was gathered for query i is scaled from its maximum so far to the new one. */
+static void raise_max(const work *w, const queries *q, int64_t i, float max, int64_t dim) {
+  float old = q->max[i], shrink;
   q->max[i] = max;
+  if (old == max || old == -INFINITY) return;
+  w->simd->exp_sub(&shrink, &old, max, 1);
+  q->sum[i] *= shrink;
+  w->simd->scale(q->o + i * q->ldo, shrink, dim);
+}
+
+/* The sum of p[lo..hi]: element j belongs to partial sum j % FM_CPU_PARTS, wherever the first one stands. */
+static float sum_of(const work *w, const float *p, int64_t lo, int64_t hi) {
+  float padded[FM_PAGE] = { 0 };
+  if (!lo) return w->simd->add_up(p, hi + 1);
+  memcpy(padded + lo, p + lo, (size_t)(hi - lo + 1) * sizeof *p);
+  return w->simd->add_up(padded, hi + 1);
+}
+
+/* Scores of queries i0 .. i0 + n - 1, those of keys lo to last(i), become probabilities against the new maximum. Step by step for all of
+   them: each step waits for the one before, but queries do not wait for each other. */
+static void soften(const work *w, const block *b, const queries *q, int64_t i0, int64_t n, int64_t lo) {
+  float max[TILE];
+  int64_t at = q->index + i0 * q->step - b->first;
+#define LAST(i) min64(at + (i) * q->step, b->n - 1)
+  for (int64_t i = 0; i < n; i++)
+    max[i] = w->simd->scale_max(q->p + i * FM_PAGE + lo, w->a->scale, q->max[i0 + i], LAST(i) - lo + 1);
+  for (int64_t i = 0; i < n; i++)
+    w->simd->exp_sub(q->p + i * FM_PAGE + lo, q->p + i * FM_PAGE + lo, max[i], LAST(i) - lo + 1);
+  for (int64_t i = 0; i < n; i++) {
+    raise_max(w, q, i0 + i, max[i], b->dim_v);
+    q->sum[i0 + i] += sum_of(w, q->p + i * FM_PAGE, lo, LAST(i));
+  }
+#undef LAST
 }
 
 /* The rows of the next page that dots does not ask for: a page takes about as long to come from memory as to be used, so what brings
@@ -185,8 +200,7 @@ static void attend_tile(const work *w, const block *b, const queries *q, int64_t
   const float *next = i0 ? NULL : b->next;
   w->simd->dots(q->p + lo, FM_PAGE, q->q + i0 * q->ldq, q->ldq, n, b->k + lo * b->ldk, b->ldk, last - lo + 1,
                 b->dim_k, next);
-  for (int64_t i = 0; i < n; i++)
-    soften(w, q, i0 + i, q->p + i * FM_PAGE, lo, min64(at + i * q->step, b->n - 1), b->dim_v);
+  soften(w, b, q, i0, n, lo);
   // below the diagonal all see the whole block; on it they go by fours
   int64_t most = at >= b->n - 1 || !q->step ? n : 4;
   for (int64_t i = 0; i < n; i += most) {
@@ -399,30 +413,76 @@ static void absorb(const work *w, const decode_buf *t, const row_ref *r, int64_t
   }
 }
 
-/* A page that is read where it stands, or NULL. */
-static const float *in_place(const work *w, const fm_span *s, int64_t at) {
-  const fm_cache *k = w->a->cache;
-  return k->dtype == FM_F32 ? (const float *)(const void *)(k->base + s->pages[at / FM_PAGE] * k->page_stride) : NULL;
+/* Whether a row sees something of the page at key `at`, and whether it sees all of it. */
+static bool sees(const row_ref *r, int64_t at) {
+  return r->span->index + r->i >= at && r->span->first_key < at + FM_PAGE;
+}
+static bool sees_all(const row_ref *r, int64_t at) {
+  return r->span->index + r->i >= at + FM_PAGE - 1 && r->span->first_key <= at;
 }
 
-/* All rows r[0..n) of one span over its pages: a page is read once for them. after: the span that comes next, or NULL. */
-static void latent_attention(const work *w, const decode_buf *t, const row_ref *r, int64_t n, int64_t f0,
-                             int64_t heads, const fm_span *after) {
+static int64_t page_at(const row_ref *r, int64_t at) { return r->span->pages[at / FM_PAGE]; }
+
+/* How many refs from r on read its page at `at` with it: those who share all of it (forks), or rows of one span. */
+static int64_t readers(const row_ref *r, int64_t n, int64_t at, bool all) {
+  int64_t len = 1;
+  while (len < n && (all ? sees_all(r + len, at) && page_at(r + len, at) == page_at(r, at) : r[len].span == r->span)) len++;
+  return len;
+}
+
+/* What is read where it stands after r's page at `at`: the page of the next rows, or their first one's next. NULL: not known. */
+static const float *read_next(const work *w, const row_ref *r, const row_ref *next, const row_ref *end, int64_t at) {
+  const fm_cache *k = w->a->cache;
+  if (next == end || !sees(next, at)) next = r, at += FM_PAGE;
+  if (k->dtype != FM_F32 || !sees(next, at)) return NULL;
+  return (const float *)(const void *)(k->base + page_at(next, at) * k->page_stride);
+}
+
+/* The heads of rows f .. f + n - 1 of an item, the last key that they see: `last`. */
+static queries decode_queries(const work *w, const decode_buf *t, const row_ref *r, int64_t f, int64_t n, int64_t heads, int64_t last) {
+  int64_t rank = w->a->rank, width = rank + w->a->rope, at = f * heads;
+  return (queries){ .n = n * heads, .index = last, .first_key = r->span->first_key, .q = t->q + at * width, .ldq = width,
+                    .o = t->o + at * rank, .ldo = rank, .max = t->max + at, .sum = t->sum + at, .p = t->p };
+}
+
+/* All rows r[0..n) of an item over their pages, a page at a time; one that neighbours share is read once for them. */
+static void latent_attention(const work *w, const decode_buf *t, const row_ref *r, int64_t n, int64_t heads) {
+  int64_t width = w->a->rank + w->a->rope, most = 0;
+  for (int64_t f = 0; f < n; f++) most = max64(most, r[f].span->index + r[f].i);
+  for (int64_t at = 0; at <= most; at += FM_PAGE)
+    for (int64_t f = 0, len; f < n; f += len) {
+      bool all = sees_all(r + f, at);
+      len = readers(r + f, n - f, at, all);
+      const row_ref *last = r + f + len - 1;       // rows of a span stand in order: it sees most of them
+      if (!sees(last, at)) continue;
+      block b = { .first = at, .n = all ? FM_PAGE : min64(FM_PAGE, last->span->index + last->i + 1 - at), .dim_k = width,
+                  .dim_v = w->a->rank, .next = read_next(w, r, last + 1, r + n, at) };
+      b.k = b.v = page_rows(w, r[f].span, at / FM_PAGE, b.n, 0, width, t->page, &b.ldk);
+      b.ldv = b.ldk;
+      for (int64_t i = 0, step = all ? len : 1; i < len; i += step, b.next = NULL) {
+        queries q = decode_queries(w, t, r + f, f + i, step, heads, all ? at + FM_PAGE - 1 : r[f + i].span->index + r[f + i].i);
+        attend(w, &b, &q);
+      }
+    }
+}
+
+/* out = W_UV o for one head of n rows. A panel of W_UV is converted once where that is worth it: both ways make the same bits. */
+static void values(const work *w, const decode_buf *t, const row_ref *r, int64_t n, int64_t head, const float *o, int64_t ldo) {
   const fm_attn *a = w->a;
-  const fm_span *s = r->span;
-  int64_t width = a->rank + a->rope, end = s->index + r[n - 1].i + 1;
-  for (int64_t at = s->first_key / FM_PAGE * FM_PAGE; at < end; at += FM_PAGE) {
-    block b = { .first = at, .n = min64(FM_PAGE, end - at), .dim_k = width, .dim_v = a->rank };
-    b.k = b.v = page_rows(w, s, at / FM_PAGE, b.n, 0, width, t->page, &b.ldk);
-    b.ldv = b.ldk;
-    if (at + FM_PAGE < end) b.next = in_place(w, s, at + FM_PAGE);
-    else if (after) b.next = in_place(w, after, after->first_key);
-    for (int64_t i = 0; i < n; i++, b.next = NULL) {
-      int64_t f = (f0 + i) * heads;
-      queries q = { .n = heads, .index = s->index + r[i].i, .first_key = s->first_key,
-                    .q = t->q + f * width, .ldq = width, .o = t->o + f * a->rank, .ldo = a->rank,
-                    .max = t->max + f, .sum = t->sum + f, .p = t->p };
-      attend(w, &b, &q);
+  const fm_mat *m = a->kv_b;
+  int64_t r0 = head * (a->nope + a->v_head_dim) + a->nope;
+  fm_mat bare = *m;
+  bare.scale = NULL;
+  for (int64_t i = 0, k; i < a->v_head_dim; i += k) {
+    k = min64(min64(PANEL, a->v_head_dim - i), SCALED - (r0 + i) % SCALED);
+    const float *panel = t->panel, *scale = m->scale ? m->scale + (r0 + i) / SCALED * ceil_div(a->rank, SCALED) : NULL;
+    if (m->dtype == FM_F32) panel = (const float *)m->data + (r0 + i) * a->rank;
+    else if (n > FEW) w->simd->convert(t->panel, a->rank, &bare, r0 + i, k, 0, a->rank);
+    for (int64_t f = 0, len; f < n; f += len) {
+      float *out = a->out + pass_row(r + f) * a->ldo + head * a->v_head_dim + i;
+      len = run_length(r + f, n - f);
+      if (n > FEW || m->dtype == FM_F32) w->simd->gemm(out, a->ldo, o + f * ldo, ldo, len, panel, a->rank, k, a->rank, scale);
+      else w->simd->gemv(out, a->ldo, o + f * ldo, ldo, len, m, r0 + i, k);
     }
   }
 }
@@ -440,18 +500,9 @@ static void decode_item(void *arg, int64_t item, int worker) {
   for (int64_t h = 0; h < heads; h++) absorb(w, &t, r, n, h0 + h, t.q + h * width, heads * width);
   queries all = { .n = n * heads, .o = t.o, .ldo = a->rank, .max = t.max, .sum = t.sum };
   begin(&all, a->rank);
-  for (int64_t f = 0, len; f < n; f += len) {
-    for (len = 1; f + len < n && r[f + len].span == r[f].span; len++) {}
-    latent_attention(w, &t, r + f, len, f, heads, f + len < n ? r[f + len].span : NULL);
-  }
+  latent_attention(w, &t, r, n, heads);
   finish(w, &all, a->rank);
-  for (int64_t h = 0; h < heads; h++)
-    for (int64_t f = 0, len; f < n; f += len) {
-      len = min64(8, run_length(r + f, n - f));   // gemv takes up to eight rows
-      w->simd->gemv(a->out + pass_row(r + f) * a->ldo + (h0 + h) * a->v_head_dim, a->ldo,
-                    t.o + (f * heads + h) * a->rank, heads * a->rank, len, a->kv_b,
-                    (h0 + h) * (a->nope + a->v_head_dim) + a->nope, a->v_head_dim);
-    }
+  for (int64_t h = 0; h < heads; h++) values(w, &t, r, n, h0 + h, t.o + h * a->rank, heads * a->rank);
 }
 
 /* Cuts the rows into items: large ones first, small ones at the end, so that all threads end together. Returns how many. */

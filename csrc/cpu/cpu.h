@@ -14,7 +14,8 @@
 #include "op/comm.h"
 
 enum { FM_CPU_SCRATCH = 70 * 1024,       /* floats of a worker's scratch */
-       FM_CPU_NEXT = 3 };                /* rows of the next page that dots asks for with four of its own */
+       FM_CPU_NEXT = 3,                  /* rows of the next page that dots asks for with four of its own */
+       FM_CPU_PARTS = 8 };               /* partial sums of add_up */
 
 typedef struct fm_cpu {
   fm_device device;          /* first */
@@ -47,6 +48,12 @@ typedef struct fm_simd {
   /* x[j] *= a for j < n; the other returns the largest of them and max */
   void (*scale)(float *x, float a, int64_t n);
   float (*scale_max)(float *x, float a, float max, int64_t n);
+  /* the sum of x[j], j < n: partial sums of j % FM_CPU_PARTS in increasing j, folded in halves */
+  float (*add_up)(const float *x, int64_t n);
+  /* out[j] = silu(gate[j]) * up[j] for j < n, by one exp of a negative number: nothing overflows */
+  void (*silu)(float *out, const float *gate, const float *up, int64_t n);
+  /* out[j] = w[j] * (x[j] * a) for j < n */
+  void (*gain)(float *out, const float *x, const float *w, float a, int64_t n);
 } fm_simd;
 
 extern const fm_simd fm_simd_plain;

@@ -168,7 +168,7 @@ static void combine_row(void *arg, int64_t item, int worker) {
   memset(sum, 0, (size_t)d * sizeof *sum);
   for (int64_t s = item * k; s < (item + 1) * k; s++)
     j->simd->axpy(sum, j->weight[s], j->rows + j->slot[s] * d, d);
-  for (int64_t i = 0; i < d; i++) out[i] += sum[i];
+  j->simd->axpy(out, 1, sum, d);         // a fused multiply-add by one is an addition
 }
 
 static void list_first(experts_job *j) {

@@ -10,6 +10,7 @@
 typedef struct V { float v[8]; } V;
 enum { LANES = 8, MAX_T = 4, MAX_R = 4, GEMM_T = 1, GEMM_R = 4, GEMV_R1 = 4, GEMV_R2 = 2, GEMV_R4 = 1 };
 #define UNROLL
+#define IN_REGISTER(v) ((void)(v))
 
 #define EACH(expr) do { V o_; for (int i = 0; i < LANES; i++) o_.v[i] = (expr); return o_; } while (0)
 
@@ -23,6 +24,8 @@ static inline V v_fma(V a, V b, V c) { EACH(fmaf(a.v[i], b.v[i], c.v[i])); }
 static inline V v_mul(V a, V b) { EACH(a.v[i] * b.v[i]); }
 static inline V v_sub(V a, V b) { EACH(a.v[i] - b.v[i]); }
 static inline V v_max(V a, V b) { EACH(a.v[i] > b.v[i] ? a.v[i] : b.v[i]); }
+static inline V v_div(V a, V b) { EACH(a.v[i] / b.v[i]); }
+static inline V v_one_or(V x, V y) { EACH(x.v[i] >= 0 ? 1 : y.v[i]); }
 
 static inline float v_fold(V v) {
   for (int half = LANES / 2; half; half /= 2)
@@ -47,7 +50,15 @@ static inline V zero_below(V v, V x) { EACH(x.v[i] < -87 ? 0 : v.v[i]); }
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_plain = { "plain", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max };
+static float add_up(const float *x, int64_t n) {
+  float part[FM_CPU_PARTS] = { 0 };
+  for (int64_t j = 0; j < n; j++) part[j % FM_CPU_PARTS] += x[j];
+  for (int half = FM_CPU_PARTS / 2; half; half /= 2)
+    for (int l = 0; l < half; l++) part[l] += part[l + half];
+  return part[0];
+}
+
+const fm_simd fm_simd_plain = { "plain", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max, add_up, silu, gain };
 
 const fm_simd *fm_simd_choose(void) {
 #if defined(__x86_64__)

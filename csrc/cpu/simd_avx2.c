@@ -30,6 +30,10 @@ static inline V v_fma(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
 static inline V v_mul(V a, V b) { return _mm256_mul_ps(a, b); }
 static inline V v_sub(V a, V b) { return _mm256_sub_ps(a, b); }
 static inline V v_max(V a, V b) { return _mm256_max_ps(a, b); }
+static inline V v_div(V a, V b) { return _mm256_div_ps(a, b); }
+static inline V v_one_or(V x, V y) {
+  return _mm256_blendv_ps(y, _mm256_set1_ps(1), _mm256_cmp_ps(x, _mm256_setzero_ps(), _CMP_GE_OQ));
+}
 
 static inline __m256i first(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -68,7 +72,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max };
+const fm_simd fm_simd_avx2 = { "avx2", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max, add_up, silu, gain };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -30,6 +30,10 @@ static inline V v_fma(V a, V b, V c) { return _mm512_fmadd_ps(a, b, c); }
 static inline V v_mul(V a, V b) { return _mm512_mul_ps(a, b); }
 static inline V v_sub(V a, V b) { return _mm512_sub_ps(a, b); }
 static inline V v_max(V a, V b) { return _mm512_max_ps(a, b); }
+static inline V v_div(V a, V b) { return _mm512_div_ps(a, b); }
+static inline V v_one_or(V x, V y) {
+  return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GE_OQ), _mm512_set1_ps(1));
+}
 
 static inline __mmask16 first(int n) { return (__mmask16)((1u << n) - 1); }
 static inline V v_load_part(const float *p, int n) { return _mm512_maskz_loadu_ps(first(n), p); }
@@ -70,7 +74,7 @@ static inline V zero_below(V v, V x) {
 
 #include "cpu/simd_body.h"
 
-const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max };
+const fm_simd fm_simd_avx512 = { "avx512", LANES, gemm, dots, gemv, convert, axpy, exp_sub, scale, scale_max, add_up, silu, gain };
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -1,7 +1,7 @@
 /*
 ** simd_body.h - the loops of fm_simd, written once over a vector type V of LANES floats that the including file defines:
 ** v_zero, v_set, v_load, v_load_part (n < LANES, rest zero), v_store, v_store_part, v_fma, v_mul, v_sub, v_max (the second where the
-** first is not a number), v_fold, v_fold4, w_load (LANES stored weights as f32; f8 times 2^-120), round_near, pow2, zero_below.
+** first is not a number), v_div, v_one_or (1 where x >= 0, else y), v_fold, v_fold4, w_load (LANES stored weights as f32; f8 times 2^-120), round_near, pow2, zero_below.
 */
 
 enum { AHEAD = 8, BLOCK = 128 };                    /* f8 scales: columns and rows of a block */
@@ -148,6 +148,7 @@ void gemm_span(V (*acc)[MAX_R], const float *x, int64_t ldx, const float *w, int
     UNROLL for (int i = 0; i < nt; i++) xv[i] = v_load(x + i * ldx + j);
     UNROLL for (int r = 0; r < nr; r++) {
       V v = v_load(w + r * ldw + j);
+      if (nt > 1) IN_REGISTER(v);        // else the compiler loads it again for each row of x
       UNROLL for (int i = 0; i < nt; i++) acc[i][r] = v_fma(xv[i], v, acc[i][r]);
     }
   }
@@ -158,19 +159,29 @@ void gemm_span(V (*acc)[MAX_R], const float *x, int64_t ldx, const float *w, int
   }
 }
 
+/* sum = sum * s + was, of a block's sums; was NULL: 0. */
+static inline __attribute__((always_inline))
+void scaled(V (*sum)[MAX_R], V s, const float *was, const int nt, const int nr) {
+  UNROLL for (int i = 0; i < nt; i++)
+    UNROLL for (int r = 0; r < nr; r++)
+      sum[i][r] = v_fma(sum[i][r], s, was ? v_load(was + (i * nr + r) * LANES) : v_zero());
+}
+
 /* scale: of the columns' blocks, or NULL; which of the two is known when it is inlined. */
 static inline __attribute__((always_inline))
 void gemm_tile(float *out, int64_t ldo, const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k,
                const float *scale, const int nt, const int nr) {
-  V acc[MAX_T][MAX_R], sum[MAX_T][MAX_R];
+  V sum[MAX_T][MAX_R];
   ZERO(sum, nt, nr);
-  if (!scale) gemm_span(sum, x, ldx, w, ldw, k, nt, nr);
-  for (int64_t j = 0; scale && j < k; j += BLOCK) {
-    V s = v_set(scale[j / BLOCK]);
-    ZERO(acc, nt, nr);
-    gemm_span(acc, x + j, ldx, w + j, ldw, k - j < BLOCK ? k - j : BLOCK, nt, nr);
+  gemm_span(sum, x, ldx, w, ldw, scale && k > BLOCK ? BLOCK : k, nt, nr);
+  if (scale) scaled(sum, v_set(scale[0]), NULL, nt, nr);
+  for (int64_t j = BLOCK; scale && j < k; j += BLOCK) {
+    float was[MAX_T * MAX_R * LANES] __attribute__((aligned(64)));   // registers are for the block's own sums
     UNROLL for (int i = 0; i < nt; i++)
-      UNROLL for (int r = 0; r < nr; r++) sum[i][r] = v_fma(acc[i][r], s, sum[i][r]);
+      UNROLL for (int r = 0; r < nr; r++) v_store(was + (i * nr + r) * LANES, sum[i][r]);
+    ZERO(sum, nt, nr);
+    gemm_span(sum, x + j, ldx, w + j, ldw, k - j < BLOCK ? k - j : BLOCK, nt, nr);
+    scaled(sum, v_set(scale[j / BLOCK]), was, nt, nr);
   }
   if (nr == 4) {
     UNROLL for (int i = 0; i < nt; i++) v_fold4(out + i * ldo, sum[i]);
@@ -294,4 +305,24 @@ static float scale_max(float *x, float a, float max, int64_t n) {
   for (int l = 0; l < LANES; l++)
     if (lane[l] > max) max = lane[l];
   return max;
+}
+
+static void silu(float *out, const float *gate, const float *up, int64_t n) {
+  V one = v_set(1);
+  for (int64_t j = 0; j < n; j += LANES) {
+    int part = n - j < LANES ? (int)(n - j) : LANES;
+    V g = part < LANES ? v_load_part(gate + j, part) : v_load(gate + j);
+    V u = part < LANES ? v_load_part(up + j, part) : v_load(up + j);
+    V e = v_exp(v_sub(v_zero(), v_max(g, v_sub(v_zero(), g))));
+    V y = v_mul(v_mul(g, v_div(v_one_or(g, e), v_fma(e, one, one))), u);
+    if (part < LANES) v_store_part(out + j, y, part);
+    else v_store(out + j, y);
+  }
+}
+
+static void gain(float *out, const float *x, const float *w, float a, int64_t n) {
+  V av = v_set(a);
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) v_store(out + j, v_mul(v_load(w + j), v_mul(v_load(x + j), av)));
+  for (; j < n; j++) out[j] = w[j] * (x[j] * a);
 }
