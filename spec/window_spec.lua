@@ -164,6 +164,30 @@ describe("a context that is full", function()
     assert.matches("mine", fails("format", thrown:ask(("fox "):rep(300)):wait()).message)
   end)
 
+  it("bears a function that does what it should not", function()
+    local long, closed = ("fox "):rep(300), nil
+    closed = assert(model:session { overflow = function() closed:close() return { { role = "user", content = "hi" } } end })
+    assert.equal("cancelled", assert(closed:ask(long):wait()).finish)
+    local entered = 0
+    local steps <close> = assert(model:session { temperature = 0, max_tokens = 4, overflow = function()
+      entered = entered + 1
+      model:step { ms = 1 }
+      return { { role = "user", content = "hi" } }
+    end })
+    assert(steps:ask(long):wait())
+    assert.equal(1, entered)
+    local said
+    local asks <close> = assert(model:session { temperature = 0, max_tokens = 4 })
+    local r = assert(asks:ask(long, { overflow = function()
+      said = select(2, asks:ask("x"):wait())
+      return { { role = "user", content = "hi" } }
+    end }):wait())
+    assert.matches("cannot ask that session itself", said.message)
+    assert.equal("hi", asks:messages()[1].content, r.text)
+    local thrown <close> = assert(model:session { overflow = function() error { 1 } end })
+    fails("format", thrown:ask(long):wait())
+  end)
+
   it("works for each family", function()
     for _, name in ipairs { "v3-tiny", "v2-lite-tiny", "qwen2-tiny" } do
       local tiny <close> = assert(fathom.load("spec/golden/" .. name, { ctx = 192, threads = 1 }))

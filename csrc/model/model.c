@@ -39,15 +39,23 @@ static fm_status make_tables(fm_net *net, int64_t half, fm_error *err) {
   return status;
 }
 
+static int64_t load_size(const fm_config *g) {
+  return (g->num_hidden_layers + g->num_nextn_predict_layers) * g->n_routed_experts * (int64_t)sizeof(int64_t);
+}
+
+void fm_net_forget_load(fm_net *net) {
+  if (net->load) net->c->ops->clear(net->c->dev, net->load, load_size(net->cfg));
+}
+
 fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,
                       int64_t n_positions, int64_t n_valid, fm_error *err) {
   int64_t half = (cfg->family == FM_QWEN2 ? cfg->head_dim : cfg->qk_rope_head_dim) / 2;
   *net = (fm_net){ .cfg = cfg, .w = w, .kv = kv, .c = c, .n_positions = n_positions, .n_turns = 2 * n_positions,
                    .n_valid = n_valid };
-  int64_t layers = cfg->num_hidden_layers + cfg->num_nextn_predict_layers, size = layers * cfg->n_routed_experts * (int64_t)sizeof *net->load;
+  int64_t size = load_size(cfg);
   fm_status status = make_tables(net, half, err);
   if (status == FM_OK && size) status = c->ops->alloc(c->dev, (void **)&net->load, size, err);
-  if (status == FM_OK && size) c->ops->clear(c->dev, net->load, size);
+  if (status == FM_OK) fm_net_forget_load(net);
   if (status != FM_OK) fm_net_free(net);
   return status;
 }

@@ -70,6 +70,8 @@ typedef struct fm_pass {
 fm_status fm_net_init(fm_net *net, fm_ctx *c, const fm_config *cfg, const fm_weights *w, fm_kv *kv,
                       int64_t n_positions, int64_t n_valid, fm_error *err);
 void      fm_net_free(fm_net *net);
+/* Counts choices of experts from 0 on again. */
+void      fm_net_forget_load(fm_net *net);
 /* Moves a sequence's window: rows [keep, keep + n) go, n a multiple of FM_PAGE and keep + n < seq->len; the first `keep` are turned
    to stand before the rest, which is left alone (until the tables end: then it is turned back). What follows is computed as if the
    positions went on. On failure the rows are good for nothing:

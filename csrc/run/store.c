@@ -165,6 +165,8 @@ static void sync_folder(const char *path, char *tmp) {
 fm_status fm_session_save(const fm_session *s, const char *path, const void *note, size_t n_note, fm_pages pages,
                           fm_error *err) {
   size_t len = strlen(path);
+  struct stat there;
+  if (stat(path, &there) == 0 && !S_ISREG(there.st_mode)) return fm_fail(err, FM_EIO, "cannot write %s: it is no file", path);
   char *tmp = fm_alloc((int64_t)len + 6);
   if (!tmp) return fm_no_memory(err, (int64_t)len + 6);
   memcpy(tmp, path, len);

@@ -53,6 +53,7 @@ fm_status fm_model_warm(fm_model *m, fm_error *err) {
   fm_status status = run_all(m, ids, h);
   m->c.debug = debug;
   fm_free(h);
+  fm_net_forget_load(&m->net);
   if (status != FM_OK && err) *err = m->c.err;
   return status;
 }

@@ -181,10 +181,18 @@ function engine:add(task)
   self:pump()
 end
 
+-- Whether a prompt is being made: an overflow function is what called.
+function engine:starting()
+  for _, task in ipairs(self.live) do
+    if task.slot.starting then return true end
+  end
+  return false
+end
+
 --- Starts what can start and hands out what was sampled.
 function engine:pump()
   for _, task in ipairs(table.move(self.live, 1, #self.live, 1, {})) do
-    if not task.done and not task.core and not task.slot.current then task:start() end
+    if not task.done and not task.core and not task.slot.current and not task.slot.starting then task:start() end
     if not task.done and task.core then task:drain() end
   end
 end
@@ -214,7 +222,7 @@ function engine:step(ms)
     return nil, err
   end
   self:pump()
-  if not busy and #self.live > 0 and self.moves == before then
+  if not busy and #self.live > 0 and self.moves == before and not self:starting() then
     local stuck = fault.new("limit", "the engine is idle while a task waits")
     for _, task in ipairs(table.move(self.live, 1, #self.live, 1, {})) do task:fail(stuck) end
   end

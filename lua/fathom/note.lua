@@ -2,6 +2,7 @@
 -- Backends other than the engine open the same spans with the same fields, as far as they know them.
 
 local json = require "fathom.json"
+local sampling = require "fathom.sampling"
 local schema = require "fathom.schema"
 local span = require "fathom.span"
 
@@ -22,13 +23,6 @@ local function tools_of(tools)
   return out
 end
 
-local function biases_of(map)
-  local out = {}
-  for id, bias in pairs(map) do out[#out + 1] = { id, bias == -math.huge and "-inf" or bias } end
-  table.sort(out, function(a, b) return a[1] < b[1] end)
-  return json.array(out)
-end
-
 --- The options of a generation as plain values.
 -- @param o table  as fathom.sampling knows them
 -- @return table
@@ -37,7 +31,7 @@ function note.options(o)
   for _, name in ipairs(names) do out[name] = o[name] end
   if o.schema then out.schema = json.decode(schema.text(o.schema)) end
   if o.tools then out.tools = tools_of(o.tools) end
-  if o.logit_bias then out.logit_bias = biases_of(o.logit_bias) end
+  if o.logit_bias then out.logit_bias = sampling.bias_pairs(o.logit_bias) end
   if o.overflow == "shift" then out.overflow = o.overflow end
   return json.object(out)
 end

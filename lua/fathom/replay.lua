@@ -39,11 +39,7 @@ local function options_of(s)
   for name, value in pairs(s.options or {}) do
     if sampling.known[name] then o[name] = value end
   end
-  if o.logit_bias then
-    local map = {}
-    for _, pair in ipairs(o.logit_bias) do map[pair[1]] = pair[2] == "-inf" and -math.huge or pair[2] end
-    o.logit_bias = map
-  end
+  if o.logit_bias then o.logit_bias = sampling.bias_map(o.logit_bias) end
   for name, value in pairs(o) do
     local ok, want = sampling.known[name](value)
     if not ok then error(("option '%s' must be %s"):format(name, want), 0) end

@@ -4,6 +4,7 @@
 -- and 0.95. max_tokens is 1,024 or what the context has left. The seed is drawn. MTP drafts are used where
 -- the checkpoint has them; they never change what is sampled.
 
+local json = require "fathom.json"
 local options = require "fathom.options"
 local schema = require "fathom.schema"
 
@@ -109,6 +110,20 @@ function sampling.draw_seed()
   if bytes and #bytes == 8 then return string.unpack("<I8", bytes) >> 11 end
   local address = tonumber(tostring({}):match("0x(%x+)") or "0", 16)
   return (os.time() * 1000003 + math.floor(os.clock() * 1e6) * 7919 + address) & ((1 << 53) - 1)
+end
+
+--- logit_bias as pairs that JSON can hold, by id; and back.
+function sampling.bias_pairs(map)
+  local out = {}
+  for id, bias in pairs(map) do out[#out + 1] = { id, bias == -math.huge and "-inf" or bias } end
+  table.sort(out, function(a, b) return a[1] < b[1] end)
+  return json.array(out)
+end
+
+function sampling.bias_map(list)
+  local map = {}
+  for _, pair in ipairs(list) do map[pair[1]] = pair[2] == "-inf" and -math.huge or pair[2] end
+  return map
 end
 
 --- true, false, "auto" or a number as the core says it.

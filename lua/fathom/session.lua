@@ -179,6 +179,7 @@ function session.fan_out(slot, o, prepare, drawn)
   local first = task.new(slot, sampling.merge({ max_tokens = 0 }, o), { model = slot.model, prepare = prepare, drawn = drawn })
   local read, err = first:wait()
   if not read then return nil, err end
+  if read.finish == "cancelled" then return fault.give("cancelled", "the prompt was not read to its end") end
   local tasks, results = {}, {}
   for i = 1, o.n or 1 do
     tasks[i], err = branch(slot, o, i - 1, first)
@@ -266,13 +267,6 @@ local function tools_note(tools)
   return out
 end
 
-local function pairs_of(map)
-  if not map then return nil end
-  local out = {}
-  for id, bias in pairs(map) do out[#out + 1] = { id, bias } end
-  return json.array(out)
-end
-
 local save_known = { pages = is.one_of(is.word("stored", "8bit"), is.no) }
 
 --- Writes the conversation to a file: ids with their roles, messages, seed, defaults, and the cached pages, so that a
@@ -287,7 +281,8 @@ function methods:save(path, opts)
   options.argument("session:save", "path", path, is.path)
   local o = options.check("session:save", opts, save_known)
   local defaults = copy(self.defaults)
-  defaults.tools, defaults.logit_bias = tools_note(defaults.tools), pairs_of(defaults.logit_bias)
+  defaults.tools = tools_note(defaults.tools)
+  if defaults.logit_bias then defaults.logit_bias = sampling.bias_pairs(defaults.logit_bias) end
   if type(defaults.overflow) == "function" then defaults.overflow = nil end
   local note = json.encode { messages = json.array(copy(self.list)), defaults = json.object(defaults) }
   return fault.guard(self.core.save, self.core, path, note, o.pages == false and "none" or o.pages or "stored")
@@ -329,11 +324,7 @@ function session.restore(engine, model, path)
   local defaults, list = {}, {}
   for k, v in pairs(value.defaults) do defaults[k] = v end
   for i, m in ipairs(value.messages) do list[i] = copy(m) end
-  if defaults.logit_bias then
-    local map = {}
-    for _, pair in ipairs(defaults.logit_bias) do map[pair[1]] = pair[2] end
-    defaults.logit_bias = map
-  end
+  if defaults.logit_bias then defaults.logit_bias = sampling.bias_map(defaults.logit_bias) end
   return new(engine, model, core, { list = list, defaults = defaults })
 end
 

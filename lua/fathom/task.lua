@@ -36,12 +36,16 @@ local function no_usage()
 end
 
 --- Makes a task and gives it to the engine.
--- @param slot table   { engine =, core = core session, current = the task that runs }
+-- @param slot table   { engine =, core = core session, current = the task that runs, starting = the one whose prompt is made:
+--                     that may call a user's function, which may come back here }
 -- @param o table      checked options with defaults and seed
 -- @param how table    prepare() -> ids, nil, messages | nil, err, called when the task starts; finished(task), called when
 --                     it is over and before anybody sees that; sample: which of n samples; drawn: nobody chose the seed
 -- @return task
 function task.new(slot, o, how)
+  if slot.starting then
+    return task.failed(slot, fault.new("limit", "the overflow function of a session cannot ask that session itself"), how)
+  end
   local t = setmetatable({ done = false, usage = no_usage(), slot = slot, engine = slot.engine, model = how.model,
                            options = o, how = how, queue = {}, }, task.mt)
   t.span = note.open(t)
@@ -91,10 +95,19 @@ function methods:fail(err)
   over(self)
 end
 
+-- What a user's function raised, as an error of ours.
+local function raised(value)
+  local known = type(value) ~= "string" and type(value) ~= "nil" and pcall(function() assert(value.code and value.message) end)
+  return known and value or fault.new("format", type(value) == "table" and "an error that is a table was raised" or tostring(value))
+end
+
 --- Called by the engine when the session is free.
 function methods:start()
+  self.slot.starting = self
   local ok, ids, err, messages = pcall(self.how.prepare)
-  if not ok then ids, err = nil, type(ids) == "string" and fault.new("format", ids) or ids end
+  self.slot.starting = nil
+  if self.done then return end                     -- its session was closed
+  if not ok then ids, err = nil, raised(ids) end
   if not ids then return self:fail(err) end
   if #ids == 0 then
     return self:fail(fault.new("format", "the prompt is empty: at least one token is needed"))
