@@ -148,12 +148,11 @@ fm_status fm_pool_count(const char *cpus, int *n, fm_error *err) {
 }
 
 fm_status fm_pool_pin(fm_pool *p, const char *cpus, fm_error *err) {
-  cpu_set_t set;
+  cpu_set_t set, may;
   TRY(parse_cpus(cpus, &set, err));
-  for (int i = 1; i <= p->started; i++)
-    if (pthread_setaffinity_np(p->thread[i], sizeof set, &set) != 0)
-      return fm_fail(err, FM_ELIMIT, "cpus = \"%.64s\": this process may not run there", cpus);
-  return FM_OK;
+  bool good = sched_getaffinity(0, sizeof may, &may) != 0 || (CPU_AND(&may, &may, &set), CPU_COUNT(&may) > 0);   // one thread has none to pin
+  for (int i = 1; i <= p->started; i++) good = good && pthread_setaffinity_np(p->thread[i], sizeof set, &set) == 0;
+  return good ? FM_OK : fm_fail(err, FM_ELIMIT, "cpus = \"%.64s\": this process may not run there", cpus);
 }
 
 int fm_pool_threads(const fm_pool *p) { return p->n_threads; }

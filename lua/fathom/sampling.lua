@@ -151,7 +151,7 @@ function sampling.core(o, sample, after)
     sample = sample or 0, stop = stop, stop_ids = o.stop_ids, logprobs = top and math.tointeger(top) or nil,
     mtp = sampling.drafts(o.mtp), priority = o.priority and math.tointeger(o.priority), ignore_eos = o.ignore_eos or false,
     grammar = o.grammar, schema = o.schema and schema.text(o.schema), grammar_after = after,
-    shift = o.overflow == "shift", keep = o.keep and math.tointeger(o.keep),
+    shift = o.overflow == "shift", keep = o.keep and math.min(math.tointeger(o.keep), MOST),
   }
 end
 
