@@ -43,24 +43,48 @@ describe("a saved session", function()
     end
   end)
 
-  it("goes on in another process's model, and from the 8-bit form within 0.01 nats a token", function()
+  it("goes on in another process's model", function()
     local other <close> = assert(fathom.load(fathom.pocket, { threads = 1, seqs = 1 }))
     local s <close> = talk()
     assert(s:save(path))
     local r <close> = assert(other:restore(path))
-    local want = assert(s:ask(STORY, { logprobs = true }):wait())
-    assert.same(want.ids, assert(r:ask(STORY):wait()).ids)
-    r:close()
-    local again <close> = talk()
-    assert(again:save(path, { pages = "8bit" }))
-    local q <close> = assert(other:restore(path))
-    assert.is_false(q.exact)
-    local got = assert(q:ask(STORY, { logprobs = true }):wait())
-    assert.is_true(got.usage.cached > 0)
-    for i, entry in ipairs(want.logprobs) do
-      if got.ids[i] ~= want.ids[i] then break end
-      assert.is_true(math.abs(entry.logprob - got.logprobs[i].logprob) <= 0.01)
+    assert.same(assert(s:ask(STORY):wait()).ids, assert(r:ask(STORY):wait()).ids)
+  end)
+
+  -- Differences of a reply's log-probabilities, token by token, over many talks. STORE_TALKS=500 tells figures of so many.
+  it("goes on from the 8-bit form within 0.01 nats a token, but for few where a router takes another expert", function()
+    local n_talks, turns = tonumber(os.getenv "STORE_TALKS") or 24, {}
+    for i = 1, 40 do
+      local a, b = i * 37 % 90 + 7, i * 53 % 12 + 2
+      turns[#turns + 1] = ("What is %d + %d?"):format(a, b * 7)
+      turns[#turns + 1] = ("Tell me a story about a %s."):format(({ "fox", "cat", "king", "ship", "bird" })[i % 5 + 1])
+      turns[#turns + 1] = ("Ella has %d pears. She buys %d bags with %d pears each. How many pears does she have now?"):format(a, b, i % 9)
+      turns[#turns + 1] = ("Is %d a prime number?"):format(a)
+      turns[#turns + 1] = "Who are you?"
     end
+    local n, sum, worst, far = 0, 0.0, 0.0, 0
+    for i = 1, n_talks do
+      local s <close> = assert(model:session { seed = i, temperature = 0.8, max_tokens = 80, system = i % 2 == 0 and "Be brief." or nil })
+      local function turn(k) return turns[(i * 7 + k) % #turns + 1] end
+      for k = 1, i % 3 + 1 do assert(s:ask(turn(k)):wait()) end
+      assert(s:save(path, { pages = "8bit" }))
+      local r <close> = assert(model:restore(path))
+      assert.is_false(r.exact)
+      local f <close> = assert(s:fork())
+      local reply = { assert(f:ask(turn(9)):wait()).ids }
+      local want = assert(s:score(turn(9), reply, { ending = false }))[1].tokens
+      local got = assert(r:score(turn(9), reply, { ending = false }))[1].tokens
+      for k, entry in ipairs(want) do
+        local d = math.abs(entry.logprob - got[k].logprob)
+        n, sum, worst, far = n + 1, sum + d, math.max(worst, d), far + (d > 0.01 and 1 or 0)
+      end
+    end
+    if os.getenv "STORE_TALKS" then
+      print(("%d tokens: %.6f nats in the mean, %.4f at most, %d further than 0.01"):format(n, sum / n, worst, far))
+    end
+    assert.is_true(n > 500 and sum > 0)                   -- it did come from 8 bits
+    assert.is_true(sum / n <= 0.001, sum / n)
+    assert.is_true(far / n <= 0.005, far .. " of " .. n)
   end)
 
   it("of an FP8 cache is stored as it is, in 8 bits already", function()
@@ -162,21 +186,24 @@ describe("a saved session", function()
   end)
 
   it("of version 2, which had no rows that are kept aside, is still read with its pages", function()
-    local s <close> = talk()
-    assert(s:save(path))
-    local text = helper.read(path)
-    local header = string.unpack("<I4", text, 13)
-    local body = text:sub(1, 8) .. string.pack("<I4 I4", 2, header - 16) .. text:sub(17, header - 16) .. text:sub(header + 1, -9)
-    local sum = 0xcbf29ce484222325
-    for at = 1, #body, 8 do
-      sum = (sum ~ string.unpack("<i8", body, at)) * 0x9e3779b97f4a7c15
-      sum = sum ~ sum >> 32
+    for _, pages in ipairs { "stored", "8bit" } do
+      local s <close> = talk()
+      assert(s:save(path, { pages = pages }))
+      local text = helper.read(path)
+      local header = string.unpack("<I4", text, 13)
+      local body = text:sub(1, 8) .. string.pack("<I4 I4", 2, header - 16) .. text:sub(17, header - 16) .. text:sub(header + 1, -9)
+      local sum = 0xcbf29ce484222325
+      for at = 1, #body, 8 do
+        sum = (sum ~ string.unpack("<i8", body, at)) * 0x9e3779b97f4a7c15
+        sum = sum ~ sum >> 32
+      end
+      local now <close> = assert(model:restore(path))
+      helper.write(path, body .. string.pack("<i8", sum))
+      local old <close> = assert(model:restore(path))
+      assert.equal(pages == "stored", old.exact)
+      local x, y = assert(now:ask(STORY):wait()), assert(old:ask(STORY):wait())
+      assert.same({ x.ids, x.usage.cached }, { y.ids, y.usage.cached })
     end
-    helper.write(path, body .. string.pack("<i8", sum))
-    local r <close> = assert(model:restore(path))
-    assert.is_true(r.exact)
-    local x, y = assert(s:ask(STORY):wait()), assert(r:ask(STORY):wait())
-    assert.same({ x.ids, x.usage.cached }, { y.ids, y.usage.cached })
   end)
 
   it("of version 1 is still read", function()
