@@ -15,6 +15,12 @@ void fm_batch_free(fm_batch *b) {
   fm_free(b->h);
 }
 
+bool fm_batch_holds(const fm_batch *b, const fm_task *t) {
+  for (int64_t i = 0; i < b->n; i++)
+    if (b->task[i] == t) return true;
+  return false;
+}
+
 fm_status fm_batch_add(fm_batch *b, fm_task *t, fm_seg seg) {
   TRY(fm_grow(&b->task, &b->cap_task, b->n + 1, sizeof *b->task, &t->err));
   TRY(fm_grow(&b->seg, &b->cap_seg, b->n + 1, sizeof *b->seg, &t->err));

@@ -47,9 +47,9 @@ static fm_status mtp_chunk(gather *g, fm_session *s, int64_t a, int64_t b, const
   fm_pass p;
   bool done = false;
   if (first >= b) return FM_OK;
-  float *h;
-  h = fm_arena_alloc(&m->c.arena, (b - first) * d * (int64_t)sizeof *h);
-  if (!h) return fm_no_memory(&m->c.err, (b - first) * d * (int64_t)sizeof *h);
+  int64_t size = (b - first) * d * (int64_t)sizeof(float);
+  float *h = fm_arena_alloc(&m->c.arena, size);
+  if (!h) return fm_no_memory(&m->c.err, size);
   if (a > 0) memcpy(h, g->last, (size_t)d * sizeof *h);
   memcpy(h + (a > 0 ? d : 0), hidden, (size_t)((b - a - 1) * d) * sizeof *h);
   if (s->kv.mtp_len != first) s->kv.mtp_first = first;
@@ -106,10 +106,7 @@ static fm_status run(gather *g, fm_error *err) {
   if (g->n < 1) return fm_fail(err, FM_EINVAL, "at least one id is needed");
   if (g->n > m->ctx)
     return fm_fail(err, FM_EOVERFLOW, "%lld tokens, the context holds %lld", (long long)g->n, (long long)m->ctx);
-  for (int64_t i = 0; i < g->n; i++)
-    if (g->ids[i] < 0 || g->ids[i] >= m->cfg.vocab_size)
-      return fm_fail(err, FM_EINVAL, "id %d at index %lld is outside the vocabulary of %lld", g->ids[i],
-                     (long long)i, (long long)m->cfg.vocab_size);
+  TRY(fm_ids_check(m, g->ids, g->n, err));
   fm_sched_finish(m);                              // staged ids of a pass live until the next one
   TRY(fm_session_new(&s, m, err));
   g->last = s->h;

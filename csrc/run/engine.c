@@ -90,38 +90,43 @@ static fm_status open_ranks(fm_loader *l, fm_store *store, const fm_load_options
   return FM_OK;
 }
 
+/* The first device, and what follows for it from options and checkpoint; whether it has room. */
+static fm_status set_up(fm_loader *l, fm_store *store, const fm_load_options *o, fm_error *err) {
+  fm_model *m = l->m;
+  fm_setup *s = &l->s;
+  char name[64];
+  int64_t described;
+  fm_device_name(name, o->device, 0, &described);
+  if (described >= 0) return not_here(name, err);
+  TRY(open_device(m, &m->c, name, o, err));
+  TRY(fm_setup_make(s, m->c.ops, &m->cfg, fm_stored_dtype(store), o, err));
+  if (m->wire && m->c.ops->upload && s->forms.ep > 1)
+    return fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "ep = %d: experts are spread over GPUs of one process only", s->forms.ep),
+                   "parallel = { dp = %d, tp = %d, ep = 1 }", s->forms.dp, s->forms.tp);
+  TRY(check_room(m, store, s, o, err));
+  m->ctx = s->ctx, m->seqs = s->seqs, m->chunk = s->chunk, m->budget = s->budget;
+  m->drafts = s->drafts;
+  m->mtp_auto = o->mtp == FM_MTP_AUTO;
+  m->c.arithmetic = s->arithmetic;
+  m->c.debug |= o->debug;
+  m->c.loose = o->nondeterministic;
+  return s->host_experts ? open_device(m, &m->host, "cpu", o, err) : FM_OK;
+}
+
 static fm_status open_parts(fm_loader *l, const fm_load_options *given, fm_error *err) {
   fm_model *m = l->m;
   fm_load_options own = *given, *o = &own;
   if (l->devices) own.device = l->devices;
   fm_store *store;
-  char name[64];
-  int64_t described;
   TRY(fm_config_load(&m->cfg, m->dir, err));
   TRY(fm_setup_check(&m->cfg, o, err));
   TRY(fm_store_open(&store, m->dir, err));
-  fm_device_name(name, o->device, 0, &described);
-  fm_status status = described >= 0 ? not_here(name, err) : open_device(m, &m->c, name, o, err);
-  if (status == FM_OK) status = fm_setup_make(&l->s, m->c.ops, &m->cfg, fm_stored_dtype(store), o, err);
-  if (status == FM_OK && m->wire && m->c.ops->upload && l->s.forms.ep > 1)
-    status = fm_hint(err, fm_fail(err, FM_EUNSUPPORTED, "ep = %d: experts are spread over GPUs of one process only", l->s.forms.ep),
-                     "parallel = { dp = %d, tp = %d, ep = 1 }", l->s.forms.dp, l->s.forms.tp);
-  if (status == FM_OK) status = check_room(m, store, &l->s, o, err);
-  if (status == FM_OK && l->s.host_experts) status = open_device(m, &m->host, "cpu", o, err);
+  fm_status status = set_up(l, store, o, err);
   if (status != FM_OK) {
     fm_store_close(store);
     return status;
   }
-  m->ctx = l->s.ctx;
-  m->seqs = l->s.seqs;
-  m->drafts = l->s.drafts;
-  m->mtp_auto = o->mtp == FM_MTP_AUTO;
-  m->chunk = l->s.chunk;
-  m->budget = l->s.budget;
   fm_depth_begin(&m->depth);
-  m->c.arithmetic = l->s.arithmetic;
-  m->c.debug |= o->debug;
-  m->c.loose = o->nondeterministic;
   TRY(fm_weights_new(&m->w, store, &m->cfg, m->drafts > 0, err));
   if (l->s.n_ranks > 1) TRY(open_ranks(l, store, o, err));
   else TRY(fm_weights_size(store, &m->cfg, m->drafts > 0, NULL, &l->total, err));

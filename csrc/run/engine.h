@@ -153,8 +153,8 @@ fm_status fm_forms_weigh(fm_form_plan **out, int *n_out, const fm_load_options *
                          int64_t seqs, fm_error *err);
 
 /* ---- far.c ---- */
-/* Meets the other processes, where there are some and the options do not name several devices of this one's own. *devices: one name for each
-   process, for the caller to free; NULL: this one works alone. */
+/* Meets the other processes, where there are some and the options do not name several devices of this one's own. *devices: one name
+   for each process, for the caller to free; NULL: this one works alone. */
 fm_status fm_far_join (fm_model *m, const fm_load_options *o, char **devices, fm_error *err);
 /* Whether all load the same, on devices of one kind, in the same form. */
 fm_status fm_far_agree(fm_model *m, const fm_forms *forms, uint64_t digest, fm_error *err);
@@ -167,11 +167,6 @@ fm_status fm_model_warm(fm_model *m, fm_error *err);
 /* Offers the model to whoever adopts it by this number, once; the offer holds a count. FM_ELIMIT: no such offer. */
 fm_status fm_model_share(fm_model *m, uint64_t *key, fm_error *err);
 fm_status fm_model_adopt(fm_model **out, uint64_t key, fm_error *err);
-
-double fm_now_ms(void);                                   /* monotonic */
-/* Moves a running mean towards `now`; 0: it has none yet. What is out of all proportion (somebody else had the machine) counts as
-   twice the mean. */
-void   fm_mean_add(double *mean, double now, double share);
 
 /* ---- session.c ---- */
 fm_status fm_session_append(fm_session *s, const int32_t *ids, int64_t n, fm_role role, fm_error *err);
@@ -199,11 +194,13 @@ fm_status fm_session_restore_from(fm_session **out, fm_model *m, FILE *f, const 
 fm_status fm_window_check(const fm_task *t, int64_t n, fm_error *err);
 /* Makes room for rows [0, want), taking old ids out where the task may (o.shift); kv, ids and n_prompt move down with them. */
 void      fm_window_room(fm_task *t, int64_t want);
-/* How many ids of the prompt, from s->keep on, are those that the session has dropped: 0 when there are none, or when the prompt is
-   another text, which empties the session. */
+/* How many ids of the prompt, from s->keep on, are those that the session has dropped: 0 when there are none, or when the prompt
+   is another text, which empties the session. */
 int64_t   fm_window_gap(fm_session *s, const int32_t *ids, int64_t n);
 
 /* ---- task.c ---- */
+/* FM_EINVAL for an id outside the vocabulary. */
+fm_status fm_ids_check(const fm_model *m, const int32_t *ids, int64_t n, fm_error *err);
 bool      fm_task_prefilling(const fm_task *t);
 /* Its share among others: doubles with each level of priority. */
 double    fm_task_weight(const fm_task *t);
@@ -219,6 +216,10 @@ void      fm_task_fail(fm_task *t, const fm_error *err);
 void      fm_task_fail_own(fm_task *t);
 
 /* ---- sched.c ---- */
+double    fm_now_ms(void);               /* monotonic */
+/* Moves a running mean towards `now`; 0: it has none yet. What is out of all proportion (somebody else had the machine) counts as
+   twice the mean. */
+void      fm_mean_add(double *mean, double now, double share);
 /* One slice: a layer of a pass, or the draws of one task. *busy: something is left to do, *whole: a pass was completed.
    wait: for what the device was asked to do; else it is looked at. */
 void      fm_sched_slice(fm_model *m, bool wait, bool *busy, bool *whole);
@@ -241,6 +242,7 @@ double    fm_sched_keys(fm_model *m, int64_t n);
 /* ---- batch.c ---- */
 void      fm_batch_clear(fm_batch *b);
 void      fm_batch_free(fm_batch *b);
+bool      fm_batch_holds(const fm_batch *b, const fm_task *t);
 fm_status fm_batch_add(fm_batch *b, fm_task *t, fm_seg seg);
 /* The same with n states of hidden_size d for its first n rows. */
 fm_status fm_batch_add_mtp(fm_batch *b, fm_task *t, fm_seg seg, const float *h, int64_t n, int64_t d);

@@ -58,15 +58,17 @@ static const char *differs(const facts *a, const facts *b) {
   if (strcmp(a->kind, b->kind) != 0) return "kinds of devices";
   if (a->digest != b->digest) return "checkpoints";
   if (a->pp != b->pp || a->dp != b->dp || a->tp != b->tp || a->ep != b->ep) return "parallel";
-  if (a->ctx != b->ctx || a->seqs != b->seqs || a->chunk != b->chunk || a->budget != b->budget || a->pages != b->pages) return "sizes (ctx, seqs, chunk, budget, cache_bytes)";
+  if (a->ctx != b->ctx || a->seqs != b->seqs || a->chunk != b->chunk || a->budget != b->budget || a->pages != b->pages)
+    return "sizes (ctx, seqs, chunk, budget, cache_bytes)";
   if (a->drafts != b->drafts || a->arithmetic != b->arithmetic || a->cache != b->cache || a->loose != b->loose)
     return "options (mtp, dtype, cache_dtype, deterministic)";
   return NULL;
 }
 
 fm_status fm_far_agree(fm_model *m, const fm_forms *f, uint64_t digest, fm_error *err) {
-  facts all[FM_MOST_RANKS], mine = { .digest = digest, .ctx = m->ctx, .seqs = m->seqs, .chunk = m->chunk, .budget = m->budget,
-    .pages = m->kv->n_pages, .pp = f->pp, .dp = f->dp, .tp = f->tp, .ep = f->ep, .drafts = m->drafts, .arithmetic = (int32_t)m->c.arithmetic,
+  facts all[FM_MOST_RANKS], mine = {
+    .digest = digest, .ctx = m->ctx, .seqs = m->seqs, .chunk = m->chunk, .budget = m->budget, .pages = m->kv->n_pages,
+    .pp = f->pp, .dp = f->dp, .tp = f->tp, .ep = f->ep, .drafts = m->drafts, .arithmetic = (int32_t)m->c.arithmetic,
     .cache = (int32_t)m->kv->dtype, .loose = m->c.loose };
   int rank[FM_MOST_RANKS], n = m->seat.world, me = m->seat.rank;
   int64_t size[FM_MOST_RANKS];

@@ -83,8 +83,8 @@ static fm_status size_cache(fm_setup *s, const fm_config *g, const fm_load_optio
   return FM_OK;
 }
 
-fm_status fm_setup_make(fm_setup *s, const fm_backend *ops, const fm_config *g, fm_dtype stored,
-                            const fm_load_options *o, fm_error *err) {
+fm_status fm_setup_make(fm_setup *s, const fm_backend *ops, const fm_config *g, fm_dtype stored, const fm_load_options *o,
+                        fm_error *err) {
   TRY(check_dtype(s, ops, g, stored, o, err));
   s->seqs = o->seqs ? o->seqs : 4;
   TRY(fm_forms_choose(&s->forms, o, g, (double)fm_dtype_size(stored), s->seqs, err));
@@ -153,7 +153,7 @@ static fm_status fill_rank(fm_rank_plan *p, int64_t *max_ctx, fm_ctx *c, fm_stor
 }
 
 fm_status fm_plan_fill(fm_plan *p, fm_ctx *c, fm_store *store, const fm_config *g, const fm_setup *s, const fm_load_options *o,
-                           fm_error *err) {
+                       fm_error *err) {
   int64_t max_ctx = 0;
   p->device = c->ops->name;
   p->parameters = fm_store_parameters(store);

@@ -10,12 +10,6 @@ enum { REPLAY = 64, REPLAYS = 4 };       /* sampled rows of a sequence computed 
 
 static fm_text text_of(const fm_session *s) { return (fm_text){ s->ids, s->roles }; }
 
-static bool in_pass(const fm_batch *b, const fm_task *t) {
-  for (int64_t i = 0; i < b->n; i++)
-    if (b->task[i] == t) return true;
-  return false;
-}
-
 /* Whether another task, in this pass or further along, is about to fill the page that this one is at: half a page of it is worth
    waiting for. */
 static bool has_twin(const fm_model *m, const fm_task *t) {
@@ -25,7 +19,7 @@ static bool has_twin(const fm_model *m, const fm_task *t) {
   for (const fm_task *u = m->tasks; u; u = u->next) {
     const fm_session *o = u->s;
     if (u == t || !u->running || o->inexact || o->node != s->node || o->kv.group != s->kv.group || !fm_task_prefilling(u)) continue;
-    if (o->kv.len / FM_PAGE != page || (o->kv.len <= s->kv.len && !in_pass(&m->work.now, u))) continue;
+    if (o->kv.len / FM_PAGE != page || (o->kv.len <= s->kv.len && !fm_batch_holds(&m->work.now, u))) continue;
     int64_t end = page * FM_PAGE + fm_text_common(text_of(o), fm_task_goal(u), text_of(s), s->n - 1, page);
     if (end - s->kv.len >= FM_PAGE / 2) return true;
   }

@@ -74,17 +74,11 @@ static void set_back(fm_task *t) {
   t->s->m->stats.set_back++;
 }
 
-static bool in_batch(const fm_batch *b, const fm_task *t) {
-  for (int64_t i = 0; i < b->n; i++)
-    if (b->task[i] == t) return true;
-  return false;
-}
-
 /* The running task, not in the pass that is put together, that is to make room for s: of the lowest priority, the youngest. */
 static fm_task *youngest(const fm_model *m, const fm_session *s) {
   fm_task *best = NULL;
   for (fm_task *t = m->tasks; t; t = t->next) {
-    if (!t->running || t->s->kv.group != s->kv.group || in_batch(&m->work.now, t)) continue;
+    if (!t->running || t->s->kv.group != s->kv.group || fm_batch_holds(&m->work.now, t)) continue;
     bool later = best && (t->o.priority < best->o.priority ||
                           (t->o.priority == best->o.priority && t->admitted > best->admitted));
     if (!best || later) best = t;

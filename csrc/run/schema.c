@@ -342,8 +342,9 @@ static int32_t choices(fm_schema *w, const cJSON *schema, const char *key, int32
     size_t outer = fm_schema_enter(w, key, 0), mark = fm_schema_enter(w, NULL, i);
     for (d = list->child; key[0] == 'o' && d != c; d = d->next, j++)
       if (!fm_schema_disjoint(w, d, c, 0))
-        fm_rules_refuse(w->r, FM_EUNSUPPORTED, "schema, %s: a value might be of choice %lld of oneOf as well; use anyOf where that is meant",
-                        w->path, (long long)j);
+        fm_rules_refuse(w->r, FM_EUNSUPPORTED,
+                        "schema, %s: a value might be of choice %lld of oneOf as well; use anyOf where that is meant", w->path,
+                        (long long)j);
     const cJSON *both = base ? fm_schema_both(w, base, c) : c;
     if (both) node = fm_rules_split(w->r, node, fm_schema_value(w, both, next));
     fm_schema_leave(w, mark);

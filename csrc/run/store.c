@@ -200,19 +200,24 @@ static fm_status read_ids(fm_saved *f, fm_session *s, fm_error *err) {
   return FM_OK;
 }
 
+/* Whether as many pages are there as rows are told of, and no more rows than a sequence of this model can have. */
+static bool rows_fit(const int64_t *v, const fm_model *m) {
+  int64_t turns = m->net.n_turns - m->ctx, kept = v[FM_S_KEPT_LEN];
+  return v[FM_S_N_PAGES] == pages_of(v[FM_S_LEN], v[FM_S_MTP_LEN]) + fm_kv_pages(kept) && v[FM_S_LEN] <= m->ctx &&
+         v[FM_S_MTP_LEN] <= m->ctx && v[FM_S_SHIFT] <= turns && v[FM_S_KEPT_SHIFT] <= turns &&
+         (!kept || (kept == v[FM_S_KEEP] && v[FM_S_DROPPED] && kept <= m->ctx / 4));
+}
+
 /* Whether the file's pages are of the cache's own making; those of another are left, and computed again. */
 static bool pages_fit(const fm_saved *f, const fm_model *m) {
   int64_t want[FM_S_FIELDS] = { 0 };
   const int64_t *v = f->field;
-  layout(m, (fm_pages)v[FM_S_PAGES], want);
+  fm_pages form = (fm_pages)v[FM_S_PAGES];
+  layout(m, form, want);
   for (int i = FM_S_DTYPE; i <= FM_S_PAGE_TOKENS; i++)
     if (v[i] != want[i]) return false;
-  return (v[FM_S_PAGES] == FM_PAGES_STORED || v[FM_S_PAGES] == FM_PAGES_8BIT) && v[FM_S_PAGE_SIZE] == want[FM_S_PAGE_SIZE] &&
-         form_for(m, (fm_pages)v[FM_S_PAGES]) == (fm_pages)v[FM_S_PAGES] &&
-         v[FM_S_N_PAGES] == pages_of(v[FM_S_LEN], v[FM_S_MTP_LEN]) + fm_kv_pages(v[FM_S_KEPT_LEN]) &&
-         (v[FM_S_KEPT_LEN] == 0 || (v[FM_S_KEPT_LEN] == v[FM_S_KEEP] && v[FM_S_DROPPED] && v[FM_S_KEEP] <= m->ctx / 4)) &&
-         v[FM_S_LEN] <= m->ctx && v[FM_S_MTP_LEN] <= m->ctx && v[FM_S_SHIFT] <= m->net.n_turns - m->ctx &&
-         v[FM_S_KEPT_SHIFT] <= m->net.n_turns - m->ctx && (v[FM_S_HIDDEN] == 0 || v[FM_S_HIDDEN] == m->cfg.hidden_size);
+  return (form == FM_PAGES_STORED || form == FM_PAGES_8BIT) && form_for(m, form) == form && v[FM_S_PAGE_SIZE] == want[FM_S_PAGE_SIZE] &&
+         rows_fit(v, m) && (v[FM_S_HIDDEN] == 0 || v[FM_S_HIDDEN] == m->cfg.hidden_size);
 }
 
 static fm_status read_pages(fm_saved *f, fm_session *s, fm_error *err) {

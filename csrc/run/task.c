@@ -134,7 +134,15 @@ static fm_status set_forced(fm_task *t, int64_t room, fm_error *err) {
   return FM_OK;
 }
 
-static fm_status check_ids(const fm_model *m, const int32_t *ids, int64_t n, const fm_generate_options *o, fm_error *err) {
+fm_status fm_ids_check(const fm_model *m, const int32_t *ids, int64_t n, fm_error *err) {
+  for (int64_t i = 0; i < n; i++)
+    if (ids[i] < 0 || ids[i] >= m->cfg.vocab_size)
+      return fm_fail(err, FM_EINVAL, "id %d at index %lld is outside the vocabulary of %lld", ids[i], (long long)i,
+                     (long long)m->cfg.vocab_size);
+  return FM_OK;
+}
+
+static fm_status check_prompt(const fm_model *m, const int32_t *ids, int64_t n, const fm_generate_options *o, fm_error *err) {
   if (n < 1) return fm_fail(err, FM_EINVAL, "the prompt is empty: at least one id is needed");
   int64_t most = m->ctx - (o->max_tokens != 0);    // a prompt that leaves no room for a token is too long to be answered
   if (n > most && !o->shift) {
@@ -146,11 +154,7 @@ static fm_status check_ids(const fm_model *m, const int32_t *ids, int64_t n, con
     return fm_hint(err, FM_EOVERFLOW, "load with ctx = %lld or more, shorten the prompt, or let the window move "
                    "(overflow = \"shift\")", (long long)n + 1);
   }
-  for (int64_t i = 0; i < n; i++)
-    if (ids[i] < 0 || ids[i] >= m->cfg.vocab_size)
-      return fm_fail(err, FM_EINVAL, "id %d at index %lld is outside the vocabulary of %lld", ids[i],
-                     (long long)i, (long long)m->cfg.vocab_size);
-  return FM_OK;
+  return fm_ids_check(m, ids, n, err);
 }
 
 /* The guide of a task with a grammar or a schema. */
@@ -174,30 +178,31 @@ static int drafts(const fm_model *m, int mtp) {
   return mtp < FM_MAX_DRAFTS ? mtp : FM_MAX_DRAFTS;
 }
 
+/* Everything of a new task that can fail. */
+static fm_status prepare(fm_task *t, const int32_t *ids, int64_t n, const fm_generate_options *o, fm_error *err) {
+  const fm_session *s = t->s;
+  TRY(copy_options(&t->o, o, err));
+  TRY(make_guide(t, o, err));
+  TRY(set_prompt(t, ids, n, err));
+  t->o.mtp = drafts(s->m, o->mtp);
+  int64_t room = o->shift ? INT64_MAX : s->m->ctx - s->n;
+  t->max_tokens = o->max_tokens < 0 || o->max_tokens > room ? room : o->max_tokens;
+  return set_forced(t, room, err);
+}
+
 fm_status fm_task_new(fm_task **out, fm_session *s, const int32_t *ids, int64_t n,
                       const fm_generate_options *o, fm_error *err) {
   fm_generate_options dflt = fm_generate_options_default();
   if (!o) o = &dflt;
   if (s->task) return fm_fail(err, FM_EINVAL, "the session has a running task");
   fm_sched_leave(s->m, s);                         // what the last one left behind
-  TRY(check_ids(s->m, ids, n, o, err));
+  TRY(check_prompt(s->m, ids, n, o, err));
   TRY(check_options(o, s->m, err));
   fm_task *t = fm_zalloc(sizeof *t);
   if (!t) return fm_no_memory(err, sizeof *t);
   t->s = s;
   s->refs++;
-  fm_status status = copy_options(&t->o, o, err);
-  if (status == FM_OK) status = make_guide(t, o, err);
-  if (status == FM_OK) status = set_prompt(t, ids, n, err);
-  if (status != FM_OK) {
-    t->finish = FM_FAILED;
-    fm_task_free(t);
-    return status;
-  }
-  t->o.mtp = drafts(s->m, o->mtp);
-  int64_t room = o->shift ? INT64_MAX : s->m->ctx - s->n;
-  t->max_tokens = o->max_tokens < 0 || o->max_tokens > room ? room : o->max_tokens;
-  status = set_forced(t, room, err);
+  fm_status status = prepare(t, ids, n, o, err);
   if (status != FM_OK) {
     t->finish = FM_FAILED;
     fm_task_free(t);
