@@ -618,7 +618,9 @@ describe("reading a reply", function()
     local r = reply.new(m, reply.marks(m), true)
     local out = {}
     local function take(id, text, last)
-      for _, p in ipairs(r:take { id = id, text = text, last = last }) do out[#out + 1] = p.info.channel .. ":" .. p.text end
+      local pieces = {}
+      r:take(pieces, id, text, last or false)
+      for _, p in ipairs(pieces) do out[#out + 1] = p.info.channel .. ":" .. p.text end
     end
     take(97, "")
     take(98, "")                     -- "ab" is held back: it may become a stop string

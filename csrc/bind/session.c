@@ -239,10 +239,10 @@ static int t_close(lua_State *L) {
   return 0;
 }
 
-static void set_logprob(lua_State *L, const char *key, float v) {
-  if (isnan(v)) return;
-  lua_pushnumber(L, (lua_Number)v + 0.0);          // -0 would come back from JSON as 0
-  lua_setfield(L, -2, key);
+/* nil: not asked for. */
+static void push_logprob(lua_State *L, float v) {
+  if (isnan(v)) lua_pushnil(L);
+  else lua_pushnumber(L, (lua_Number)v + 0.0);     // -0 would come back from JSON as 0
 }
 
 static void push_top(lua_State *L, const fm_token *k) {
@@ -251,29 +251,27 @@ static void push_top(lua_State *L, const fm_token *k) {
     lua_createtable(L, 0, 2);
     lua_pushinteger(L, k->top[i].id);
     lua_setfield(L, -2, "id");
-    set_logprob(L, "logprob", k->top[i].logprob);
+    push_logprob(L, k->top[i].logprob);
+    lua_setfield(L, -2, "logprob");
     lua_rawseti(L, -2, i + 1);
   }
-  lua_setfield(L, -2, "top");
 }
 
+/* task:next() -> id, text, last, logprob, logprob_filtered, top; or nil. No table: there are thousands of tokens a second. */
 static int t_next(lua_State *L) {
   fm_token k;
   if (!fm_task_next(get_task(L), &k)) {
     lua_pushnil(L);
     return 1;
   }
-  lua_createtable(L, 0, 6);
   lua_pushinteger(L, k.id);
-  lua_setfield(L, -2, "id");
   lua_pushlstring(L, k.text, k.len);
-  lua_setfield(L, -2, "text");
   lua_pushboolean(L, k.last);
-  lua_setfield(L, -2, "last");
-  set_logprob(L, "logprob", k.logprob);
-  set_logprob(L, "logprob_filtered", k.logprob_filtered);
-  if (k.n_top) push_top(L, &k);
-  return 1;
+  push_logprob(L, k.logprob);
+  push_logprob(L, k.logprob_filtered);
+  if (!k.n_top) return 5;
+  push_top(L, &k);
+  return 6;
 }
 
 static int t_state(lua_State *L) {

@@ -38,10 +38,10 @@ end
 
 --- Called by the engine after a step.
 function methods:drain()
-  for token in self.core.next, self.core do
+  for id, _, _, logprob in self.core.next, self.core do
     self.engine.moves = self.engine.moves + 1
-    self.tokens[#self.tokens + 1] = { id = token.id, logprob = token.logprob }
-    self.logprob = self.logprob + token.logprob
+    self.tokens[#self.tokens + 1] = { id = id, logprob = logprob }
+    self.logprob = self.logprob + logprob
   end
   local state = self.core:state()
   if state == "failed" then return self:fail(self.core:error()) end

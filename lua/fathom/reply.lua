@@ -20,11 +20,12 @@ end
 
 --- The control ids of a model that matter in replies.
 -- @param m core model  added(text) -> id, decode(ids) -> text
+-- @return table          sizes: how many bytes an id stands for, as far as somebody wanted to know
 function reply.marks(m)
   return { think = m:added "<think>", think_end = m:added "</think>", tool_open = set_of(m, TOOL_OPEN),
            tool_close = set_of(m, TOOL_CLOSE), call = m:added "<｜tool▁call▁begin｜>",
            call_end = m:added "<｜tool▁call▁end｜>", sep = m:added "<｜tool▁sep｜>", json_open = m:added "<tool_call>",
-           json_close = m:added "</tool_call>" }
+           json_close = m:added "</tool_call>", sizes = {} }
 end
 
 --- Whether a prompt ends inside a block of thoughts.
@@ -41,9 +42,9 @@ end
 -- @param m core model; marks from reply.marks; opened: the prompt ended inside a block of thoughts;
 -- logprobs: they are wanted
 function reply.new(m, marks, opened, logprobs)
-  return setmetatable({ m = m, marks = marks, opened = opened, channel = opened and "think" or "answer",
-                        ids = {}, texts = { think = {}, answer = {}, tool = {} }, parts = {},
-                        n_bytes = 0, released = 0, spans = {}, waiting = {}, logprobs = logprobs and {} }, reply)
+  return setmetatable({ m = m, marks = marks, sizes = marks.sizes, tokens_only = not m:has_tokenizer(), opened = opened,
+                        channel = opened and "think" or "answer", ids = {}, told = 0, texts = { think = {}, answer = {}, tool = {} },
+                        parts = {}, n_bytes = 0, released = 0, spans = {}, logprobs = logprobs and {} }, reply)
 end
 
 -- Channel of one id, whether it is a mark of thoughts, and the channel after it. A mark belongs to the block that
@@ -62,74 +63,65 @@ local function place(self, id)
   return channel, false, channel
 end
 
+local function size_of(self, id)
+  local size = self.sizes[id]
+  if not size then
+    size = self.tokens_only and 0 or #self.m:decode { id }
+    self.sizes[id] = size
+  end
+  return size
+end
+
 -- Bytes are released later than their ids (a half character, the start of a stop string), so each id's
 -- channel is kept beside the bytes it stands for: a queue of spans, neighbours of one kind joined.
-local function note(self, token)
+local function note(self, id)
   local channel, mark
-  channel, mark, self.channel = place(self, token.id)
-  local text = self.m:has_tokenizer() and self.m:decode { token.id } or ""
-  self.n_bytes = self.n_bytes + #text
+  channel, mark, self.channel = place(self, id)
+  self.n_bytes = self.n_bytes + size_of(self, id)
   local last = self.spans[#self.spans]
   if last and last.channel == channel and last.mark == mark then
     last.stop = self.n_bytes
   else
     self.spans[#self.spans + 1] = { channel = channel, mark = mark, stop = self.n_bytes }
   end
-  self.ids[#self.ids + 1] = token.id
-  self.waiting[#self.waiting + 1] = token
+  self.ids[#self.ids + 1] = id
 end
 
-local function logprob_of(token)
-  local top
-  if token.top and #token.top > 0 then
-    top = {}
-    for i, t in ipairs(token.top) do top[i] = { id = t.id, logprob = t.logprob } end
+-- Makes a piece of a text and the ids that were not told yet; queue nil: nobody wants it.
+local function tell(self, queue, text, span)
+  if queue then
+    local from, to = self.told + 1, #self.ids
+    queue[#queue + 1] = { text = text, info = { channel = span.channel, ids = table.move(self.ids, from, to, 1, {}),
+                                                logprobs = self.logprobs and table.move(self.logprobs, from, to, 1, {}) } }
   end
-  return { id = token.id, logprob = token.logprob, filtered = token.logprob_filtered, top = top }
+  self.told = #self.ids
+  if text == "" then return end
+  self.parts[#self.parts + 1] = text
+  local list = self.texts[span.channel]
+  if not span.mark then list[#list + 1] = text end
 end
 
-local function piece(self, text, span)
-  local info = { channel = span.channel, ids = {} }
-  if self.logprobs then info.logprobs = {} end
-  for i, token in ipairs(self.waiting) do
-    info.ids[i] = token.id
-    if self.logprobs then info.logprobs[i] = logprob_of(token) end
-  end
-  self.waiting = {}
-  if text ~= "" then
-    self.parts[#self.parts + 1] = text
-    local list = self.texts[span.channel]
-    if not span.mark then list[#list + 1] = text end
-  end
-  return { text = text, info = info }
-end
-
---- Takes one sampled token; returns the pieces that became final with it.
--- @param token table  what the core's task:next gives
--- @return list of { text =, info = { channel =, ids =, logprobs = } }, maybe empty
-function reply:take(token)
-  note(self, token)
-  if self.logprobs then self.logprobs[#self.logprobs + 1] = logprob_of(token) end
-  local out, text, spans = {}, token.text or "", self.spans
+--- Takes one sampled token, as the core's task:next gives it.
+-- @param queue list|nil  gets the pieces that became final with it: { text =, info = { channel =, ids =, logprobs = } }
+function reply:take(queue, id, text, last, logprob, filtered, top)
+  note(self, id)
+  if self.logprobs then self.logprobs[#self.ids] = { id = id, logprob = logprob, filtered = filtered, top = top } end
+  local spans = self.spans
   while text ~= "" do
     while #spans > 1 and spans[1].stop <= self.released do table.remove(spans, 1) end
     local room = #spans > 1 and spans[1].stop - self.released or #text
     local part = text:sub(1, room)
-    out[#out + 1] = piece(self, part, spans[1])
+    tell(self, queue, part, spans[1])
     self.released = self.released + #part
     text = text:sub(room + 1)
   end
   -- an id whose bytes are still held back is told with them, or at the end; without a tokenizer at once
-  if #self.waiting > 0 and (token.last or not self.m:has_tokenizer()) then
-    out[#out + 1] = piece(self, "", spans[#spans])
-  end
-  return out
+  if self.told < #self.ids and (last or self.tokens_only) then tell(self, queue, "", spans[#spans]) end
 end
 
 --- What is still to be told when a reply ended without a last token (it was cancelled).
-function reply:rest()
-  if #self.waiting == 0 then return {} end
-  return { piece(self, "", self.spans[#self.spans]) }
+function reply:rest(queue)
+  if self.told < #self.ids then tell(self, queue, "", self.spans[#self.spans]) end
 end
 
 -- ---- tool calls -------------------------------------------------------------------------------------------
@@ -192,7 +184,7 @@ end
 --- The tool calls of the reply so far: { { name =, arguments = table or nil, raw =, error = }, ... }.
 function reply:tool_calls()
   local out = {}
-  if self.m:has_tokenizer() then
+  if not self.tokens_only then
     each_call(self, self.marks.call, self.marks.call_end, fenced_call, out)
     each_call(self, self.marks.json_open, self.marks.json_close, json_call, out)
   end

@@ -40,14 +40,15 @@ end
 --                     that may call a user's function, which may come back here }
 -- @param o table      checked options with defaults and seed
 -- @param how table    prepare() -> ids, nil, messages | nil, err, called when the task starts; finished(task), called when
---                     it is over and before anybody sees that; sample: which of n samples; drawn: nobody chose the seed
+--                     it is over and before anybody sees that; sample: which of n samples; drawn: nobody chose the seed;
+--                     unheard: nobody loops over its pieces or looks at usage before the end, so neither is made
 -- @return task
 function task.new(slot, o, how)
   if slot.starting then
     return task.failed(slot, fault.new("limit", "the overflow function of a session cannot ask that session itself"), how)
   end
   local t = setmetatable({ done = false, usage = no_usage(), slot = slot, engine = slot.engine, model = how.model,
-                           options = o, how = how, queue = {}, }, task.mt)
+                           options = o, how = how, queue = not how.unheard and {} or nil }, task.mt)
   t.span = note.open(t)
   slot.engine:add(t)
   return t
@@ -127,28 +128,22 @@ function methods:start()
   self.engine.moves = self.engine.moves + 1
 end
 
-local function take_pieces(self, pieces)
-  for _, piece in ipairs(pieces) do self.queue[#self.queue + 1] = piece end
-end
-
 --- Called by the engine after a step: takes what was sampled, notices the end.
 function methods:drain()
-  local took = false
-  while true do
-    local token = self.core:next()
-    if not token then break end
-    took = true
-    self.engine.moves = self.engine.moves + 1
-    take_pieces(self, self.reply:take(token))
+  local took, core, r, queue = 0, self.core, self.reply, self.queue
+  for id, text, last, logprob, filtered, top in core.next, core do
+    took = took + 1
+    r:take(queue, id, text, last, logprob, filtered, top)
   end
-  local state = self.core:state()
+  self.engine.moves = self.engine.moves + took
+  local state = core:state()
   if state == "running" then
     -- behind the first token it changes with tokens only: with hundreds of tasks the asking would be felt
-    if took or self.usage.completion == 0 then self.usage = self.core:usage() end
+    if queue and (took > 0 or self.usage.completion == 0) then self.usage = core:usage() end
   elseif state == "failed" then
-    self:fail(self.core:error())
+    self:fail(core:error())
   else
-    take_pieces(self, self.reply:rest())
+    r:rest(queue)
     finish(self, state)
   end
 end

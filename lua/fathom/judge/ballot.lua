@@ -112,7 +112,7 @@ local function start_vote(self, vote, first)
   end
   local slot = { engine = talk.engine, core = core }
   self.tasks[#self.tasks + 1] = task.new(slot, self.options, {
-    model = talk.model, sample = vote.sample, drawn = first.how.drawn,
+    model = talk.model, sample = vote.sample, drawn = first.how.drawn, unheard = true,
     prepare = function() return first.prompt, nil, first.messages end,
     finished = function(t) vote_over(self, vote, slot, t) end })
 end
