@@ -50,7 +50,7 @@ function engine.new(core, dir)
   if core:has_tokenizer() then
     self.marks = reply.marks(core)
   else
-    self.marks = { tool_open = {}, tool_close = {} }
+    self.marks = { tool_open = {}, tool_close = {}, sizes = {} }
   end
   self.tok = {
     encode = function(text) return core:encode(text, false) end,
