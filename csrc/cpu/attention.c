@@ -44,25 +44,21 @@ static void mix_plain(const fm_simd *s, float *o, int64_t ldo, int64_t n, const 
 
 #define AVX2 __attribute__((target("avx2,fma")))
 
-/* 4 queries x 16 elements in registers. */
-AVX2 static void mix_4x16(float *o, int64_t ldo, const float *p, int64_t ldp, const float *v, int64_t ldv,
-                          int64_t keys) {
-  __m256 a0 = _mm256_loadu_ps(o), a1 = _mm256_loadu_ps(o + 8);
-  __m256 b0 = _mm256_loadu_ps(o + ldo), b1 = _mm256_loadu_ps(o + ldo + 8);
-  __m256 c0 = _mm256_loadu_ps(o + 2 * ldo), c1 = _mm256_loadu_ps(o + 2 * ldo + 8);
-  __m256 d0 = _mm256_loadu_ps(o + 3 * ldo), d1 = _mm256_loadu_ps(o + 3 * ldo + 8);
+/* n queries x 16 elements in registers; n is known when it is inlined. Twelve sums hide the time that one takes. */
+AVX2 static inline __attribute__((always_inline))
+void mix_nx16(float *o, int64_t ldo, const float *p, int64_t ldp, const float *v, int64_t ldv, int64_t keys, const int n) {
+  __m256 a[6], b[6];
+  _Pragma("GCC unroll 6") for (int i = 0; i < n; i++) a[i] = _mm256_loadu_ps(o + i * ldo), b[i] = _mm256_loadu_ps(o + i * ldo + 8);
   for (int64_t j = 0; j < keys; j++, v += ldv) {
-    __m256 v0 = _mm256_loadu_ps(v), v1 = _mm256_loadu_ps(v + 8), f;
+    __m256 v0 = _mm256_loadu_ps(v), v1 = _mm256_loadu_ps(v + 8);
     __builtin_prefetch(v + 16);          // the next column's turn: a stride of ldv hides it from the hardware
-    f = _mm256_broadcast_ss(p + j), a0 = _mm256_fmadd_ps(f, v0, a0), a1 = _mm256_fmadd_ps(f, v1, a1);
-    f = _mm256_broadcast_ss(p + ldp + j), b0 = _mm256_fmadd_ps(f, v0, b0), b1 = _mm256_fmadd_ps(f, v1, b1);
-    f = _mm256_broadcast_ss(p + 2 * ldp + j), c0 = _mm256_fmadd_ps(f, v0, c0), c1 = _mm256_fmadd_ps(f, v1, c1);
-    f = _mm256_broadcast_ss(p + 3 * ldp + j), d0 = _mm256_fmadd_ps(f, v0, d0), d1 = _mm256_fmadd_ps(f, v1, d1);
+    _Pragma("GCC unroll 6") for (int i = 0; i < n; i++) {
+      __m256 f = _mm256_broadcast_ss(p + i * ldp + j);
+      a[i] = _mm256_fmadd_ps(f, v0, a[i]);
+      b[i] = _mm256_fmadd_ps(f, v1, b[i]);
+    }
   }
-  _mm256_storeu_ps(o, a0), _mm256_storeu_ps(o + 8, a1);
-  _mm256_storeu_ps(o + ldo, b0), _mm256_storeu_ps(o + ldo + 8, b1);
-  _mm256_storeu_ps(o + 2 * ldo, c0), _mm256_storeu_ps(o + 2 * ldo + 8, c1);
-  _mm256_storeu_ps(o + 3 * ldo, d0), _mm256_storeu_ps(o + 3 * ldo + 8, d1);
+  _Pragma("GCC unroll 6") for (int i = 0; i < n; i++) _mm256_storeu_ps(o + i * ldo, a[i]), _mm256_storeu_ps(o + i * ldo + 8, b[i]);
 }
 
 /* One query x 64 elements. */
@@ -76,13 +72,14 @@ AVX2 static void mix_1x64(float *o, const float *p, const float *v, int64_t ldv,
   for (int i = 0; i < 8; i++) _mm256_storeu_ps(o + 8 * i, acc[i]);
 }
 
-static void mix_wide(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
+AVX2 static void mix_wide(const fm_simd *s, float *o, int64_t ldo, int64_t n, const float *p, int64_t ldp,
                      const float *v, int64_t ldv, int64_t keys, int64_t dim, asked ask) {
   int64_t fours = n / 4 * 4, done4 = dim / 16 * 16, done1 = dim / 64 * 64, at = 0;
   for (int64_t c = 0; c < done4; c += 16) {
     for (; at < ask.size * (c + 16) / done4; at += 64) __builtin_prefetch(ask.p + at, 0, 2);
-    for (int64_t i = 0; i < fours; i += 4)
-      mix_4x16(o + i * ldo + c, ldo, p + i * ldp, ldp, v + c, ldv, keys);
+    int64_t i = 0;
+    for (int64_t sixes = fours / 12 * 12; i < sixes; i += 6) mix_nx16(o + i * ldo + c, ldo, p + i * ldp, ldp, v + c, ldv, keys, 6);
+    for (; i < fours; i += 4) mix_nx16(o + i * ldo + c, ldo, p + i * ldp, ldp, v + c, ldv, keys, 4);
   }
   for (int64_t i = fours; i < n; i++)
     for (int64_t c = 0; c < done1; c += 64) mix_1x64(o + i * ldo + c, p + i * ldp, v + c, ldv, keys);
