@@ -203,6 +203,20 @@ describe("a guide over a vocabulary", function()
           { "[]", "[1]", "[1, 2]", "[1,2,3,3]" })
   end)
 
+  it("spells given numbers so that they read back as what they are", function()
+    local big = { 9007199254740993, 1 << 62, -(1 << 62) - 1, 0.1 + 0.2, 1e20, 5e-324, 123456789012345678 }
+    for i, want in ipairs(big) do
+      local doc = draw({ schema = json.encode { const = { ['1, "2e5'] = 3, x = { want, 7 } } } }, 1, 60)
+      assert.equal(want, assert(json.decode(doc), doc).x[1])
+      doc = draw({ schema = json.encode { enum = json.array(big) } }, i, 60)
+      local found
+      for _, v in ipairs(big) do found = found or v == json.decode(doc) end
+      assert(found, doc)
+    end
+    assert.equal("9007199254740993", (draw({ schema = '{"const":9007199254740993}' }, 1, 60)))
+    assert.equal("[7,0.5,1e+20]", (draw({ schema = '{"const":[7.0, 0.50,1e20]}' }, 1, 60)))
+  end)
+
   it("steers a document to its shortest close", function()
     local o = { schema = '{"type":"object","properties":{"a":{"type":"string"},"b":{"type":"integer"}},"required":["a","b"]}' }
     local least
@@ -412,6 +426,7 @@ describe("a guide over a vocabulary", function()
     bad('{"oneOf":[{"type":"number"},{"type":"integer"}]}', "unsupported", "choice 0 of oneOf")
     bad('{"allOf":[{"type":"string"},{"type":"integer"}]}', "format", "no type")
     bad('{"required":["a"],"additionalProperties":false}', "format", "'a' is required")
+    bad('{"enum":[1e400]}', "unsupported", "1e400")
     bad('{"const":"a\\u0000b"}', "unsupported", "zero byte")
     bad("7", "format", "a schema is an object")
     bad("[]", "format", "a schema is an object")

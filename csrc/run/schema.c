@@ -419,9 +419,10 @@ fm_status fm_schema_read(fm_rules *r, const char *text, size_t len, fm_error *er
   TRY(check_text(text, len, err));
   TRY(fm_json_parse(&root, text, len, "schema", err));
   fm_schema w = { .r = r, .root = root, .path = "$" };
-  fm_schema_value(&w, root, FM_END);
+  fm_status status = fm_schema_note_digits(root, text, len, err);
+  if (status == FM_OK) fm_schema_value(&w, root, FM_END);
   if (r->status != FM_OK && err) *err = r->err;
-  fm_status status = r->status == FM_OK ? fm_rules_check(r, w.made[0].rule, err) : r->status;
+  if (status == FM_OK) status = r->status == FM_OK ? fm_rules_check(r, w.made[0].rule, err) : r->status;
   for (int64_t i = 0; i < w.n_own; i++) fm_json_free(w.own[i]);
   fm_free(w.own);
   fm_free(w.made);

@@ -41,7 +41,9 @@ int64_t fm_schema_count(fm_schema *w, const fm_json *schema, const char *key, in
 
 int32_t fm_schema_gap(fm_schema *w, int32_t next);                       /* nothing or a space */
 int32_t fm_schema_string(fm_schema *w, int64_t min, int64_t max, int32_t next);
-/* The bytes of a JSON value that is given. */
+/* Keeps the digits of integers that no double holds, as valuestring; text: what root was read from. */
+fm_status fm_schema_note_digits(fm_json *root, const char *text, size_t len, fm_error *err);
+/* The bytes of a JSON value that is given: integers digit for digit, other numbers by the fewest digits that read back. */
 int32_t fm_schema_literal(fm_schema *w, const fm_json *value, int32_t next);
 /* One of the values of a list that `fits` lets pass. */
 int32_t fm_schema_values(fm_schema *w, const fm_json *list, bool (*fits)(const fm_json *, unsigned), unsigned types, int32_t next);

@@ -2,6 +2,9 @@
 ** schema_text.c - strings of JSON: any of some length, given ones, and keys.
 */
 #include <cjson/cJSON.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "run/schema.h"
@@ -56,10 +59,68 @@ int32_t fm_schema_string(fm_schema *w, int64_t min, int64_t max, int32_t next) {
 
 /* ---- given values --------------------------------------------------------------------------------- */
 
+enum { DOUBLE_DIGITS = 15 };              /* integers of no more are doubles, and need no text of their own */
+
+/* Behind a string that begins here. */
+static const char *past_string(const char *s) {
+  for (s++; *s && *s != '"'; s++)
+    if (*s == '\\' && s[1]) s++;
+  return *s ? s + 1 : s;
+}
+
+/* Where the next number of a text begins. */
+static const char *to_number(const char *s) {
+  while (*s && *s != '-' && !(*s >= '0' && *s <= '9')) s = *s == '"' ? past_string(s) : s + 1;
+  return s;
+}
+
+/* Numbers of a tree stand in the order of their text. */
+static fm_status note_digits(cJSON *v, const char **at, fm_error *err) {
+  for (cJSON *c = v->child; c; c = c->next) TRY(note_digits(c, at, err));
+  if (!cJSON_IsNumber(v)) return FM_OK;
+  const char *start = to_number(*at), *digits = start + (*start == '-');
+  size_t n = strspn(digits, "0123456789"), whole = strspn(start, "0123456789+-.eE");
+  *at = start + whole;
+  if (!isfinite(v->valuedouble)) return fm_fail(err, FM_EUNSUPPORTED, "schema: %.40s is too large for a number", start);
+  if (n <= DOUBLE_DIGITS || digits + n != *at || *digits == '0') return FM_OK;
+  v->valuestring = fm_strndup(start, whole);
+  return v->valuestring ? FM_OK : fm_no_memory(err, (int64_t)whole);
+}
+
+fm_status fm_schema_note_digits(fm_json *root, const char *text, size_t len, fm_error *err) {
+  char *copy = fm_strndup(text, len);              // with a zero behind
+  const char *at = copy;
+  fm_status status = copy ? note_digits(root, &at, err) : fm_no_memory(err, (int64_t)len);
+  fm_free(copy);
+  return status;
+}
+
+/* The fewest digits that read back as the same number. */
+static void spell(double v, char out[32]) {
+  for (int n = DOUBLE_DIGITS; n <= 17; n++) {
+    snprintf(out, 32, "%.*g", n, v);
+    if (strtod(out, NULL) == v) return;
+  }
+}
+
+/* Turns numbers into their texts: cJSON's own way of writing them drops digits. */
+static bool spell_numbers(cJSON *v) {
+  char text[32];
+  for (cJSON *c = v->child; c; c = c->next)
+    if (!spell_numbers(c)) return false;
+  if (!cJSON_IsNumber(v)) return true;
+  v->type = cJSON_Raw | (v->type & ~0xFF);
+  if (v->valuestring) return true;
+  spell(v->valuedouble, text);
+  return (v->valuestring = fm_strndup(text, strlen(text))) != NULL;
+}
+
 /* Text of a value, to be freed with fm_free; NULL (and an error) without memory. */
 static char *print(fm_schema *w, const cJSON *value) {
   fm_json_init();
-  char *text = cJSON_PrintUnformatted(value);
+  cJSON *copy = cJSON_Duplicate(value, 1);
+  char *text = copy && spell_numbers(copy) ? cJSON_PrintUnformatted(copy) : NULL;
+  cJSON_Delete(copy);
   if (!text) fm_rules_refuse(w->r, FM_EMEMORY, "no memory for a value");
   return text;
 }
