@@ -211,9 +211,10 @@ FM_API bool      fm_session_exact(const fm_session *s);
 typedef enum fm_pages {
   FM_PAGES_NONE,             /* nothing: rows are computed again by role, with the same result */
   FM_PAGES_STORED,           /* rows as they are: goes on at once, with the same result */
-  FM_PAGES_8BIT              /* a byte an element: goes on at once, and leaves the promise. What follows is less than 0.0001 nats a token
-                                away in the mean, one token in a thousand further than 0.01 and then up to some tenths: where a router's
-                                choice hangs on less than 8 bits tell, another expert is taken (spec/store_spec.lua) */
+  FM_PAGES_8BIT              /* a byte an element: goes on at once, and leaves the promise. What follows is, in f32 arithmetic, less than
+                                0.0001 nats a token away in the mean, one token in a thousand further than 0.01 and then up to some tenths:
+                                where a router's choice hangs on less than 8 bits tell, another expert is taken. In bf16 arithmetic it is
+                                0.0005, and one token in a hundred (spec/store_spec.lua measures both) */
 } fm_pages;
 /* Roles, ids, pages and `note` (any bytes, e.g. a transcript) with the model's digest and a checksum; the file appears whole
    or not at all (FM_EIO: the old one stays). A running task may go on afterwards. */

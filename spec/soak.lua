@@ -23,7 +23,7 @@ local function device_used()
 end
 
 local used_before = device_used()
-local PAGE_BYTES = 9 * 64 * 144 * 4      -- of pocket's f32 cache, MTP layer included
+local PAGE_BYTES = assert(fathom.plan(fathom.pocket, { device = device, seqs = 1, ctx = 64 })).cache // 2    -- one to spare
 local model = assert(fathom.load(fathom.pocket, { device = device, seqs = 6, ctx = 384, cache_bytes = 9 * PAGE_BYTES }))
 local judge = assert(fathom.load(fathom.pocket, { device = device, seqs = 1, ctx = 384, prefix_cache = false }))
 local systems = { false, "Be brief.", ("The rules of the house: be kind, be short, be right. "):rep(8) }

@@ -84,7 +84,8 @@ describe("a saved session", function()
     end
     assert.is_true(n > 500 and sum > 0)                   -- it did come from 8 bits
     assert.is_true(sum / n <= 0.001, sum / n)
-    assert.is_true(far / n <= 0.005, far .. " of " .. n)
+    -- arithmetic in bf16, as GPUs do it here, carries every difference on in steps of its own
+    assert.is_true(far / n <= (model:stats().device == "cpu" and 0.005 or 0.02), far .. " of " .. n)
   end)
 
   it("of an FP8 cache is stored as it is, in 8 bits already", function()
@@ -105,7 +106,8 @@ describe("a saved session", function()
       assert(s:save(path, { pages = pages }))
       size[#size + 1] = #helper.read(path)
     end
-    assert.is_true(size[2] < 0.3 * size[1] and size[3] < 4096)
+    local f32 = model:stats().cache_bytes // model:stats().pages == 9 * 64 * 144 * 4
+    assert.is_true(size[2] < (f32 and 0.3 or 0.6) * size[1] and size[3] < 4096)
     assert.has_error(function() s:save(path, { pages = "9bit" }) end)
     assert.has_error(function() s:save(path, { page = "8bit" }) end)
   end)

@@ -273,8 +273,8 @@ local save_known = { pages = is.one_of(is.word("stored", "8bit"), is.no) }
 -- restored session goes on at once. The file appears whole or not at all.
 -- @param path string
 -- @param opts table|nil  pages: "stored" (the default: what follows is the same byte for byte), "8bit" (28 % of f32; less than
---   0.0001 nats a token away in the mean, one in a thousand further than 0.01, and session.exact is false after it is restored),
---   false (small; computed again)
+--   0.001 nats a token away in the mean, one in a thousand further than 0.01, on a GPU one in a hundred, and session.exact is false
+--   after it is restored), false (small; computed again)
 -- @return true, or nil, err; the old file is still there then
 -- @usage assert(session:save("game.session", { pages = "8bit" }))
 function methods:save(path, opts)
