@@ -184,10 +184,19 @@ local function parse_mixed(s)
   return sum and sign == "-" and { -sum[1], sum[2] } or sum
 end
 
+-- "2^{10}"; nil where it does not fit.
+local function parse_power(s)
+  local base, power = s:match "^(%d+)%s*%^%s*{?([+-]?%d+)}?$"
+  local b, p, value = base and rational.parse(base), tonumber(power), { 1, 1 }
+  if not b or math.abs(p) > 62 then return nil end
+  for _ = 1, math.abs(p) do value = value and rational.mul(value, b) end
+  return value and p < 0 and rational.div({ 1, 1 }, value) or p >= 0 and value or nil
+end
+
 --- The number that a normal answer is, with what stands behind it.
 -- @return { n, d }, unit ("" where there is none, "%" for percent); or nil
 function answer.number(s)
-  local value = parse_mixed(s) or parse_plain(s)
+  local value = parse_mixed(s) or parse_plain(s) or parse_power(s)
   if value then return value, "" end
   local head, unit = s:match "^(.-)%s*(%%)$"
   if not head then head, unit = s:match "^(.-[%d}])%s*([%a][%a%s/^%d]*)$" end
