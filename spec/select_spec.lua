@@ -322,6 +322,7 @@ describe("reject", function()
 
   it("says what is wrong with a call", function()
     raises("option 'path' is missing", function() fathom.reject { backend = fathom.mock { replies = {} }, prompts = { "a" } } end)
+    raises("takes one table: fathom.reject { backend", function() fathom.reject(fathom.mock { replies = {} }, { "a" }, {}) end)
     raises("unknown option 'promts' %(did you mean 'prompts'%?%)", function() fathom.reject { promts = 1 } end)
     local r, err = small { prompts = { { reference = 1 } } }
     assert.is_nil(r)

@@ -318,6 +318,9 @@ end
 --   (what was settled before stays in the file, and the same call goes on from there)
 -- @usage fathom.reject { backend = model, prompts = "questions.jsonl", path = "good.jsonl", n = 8, reward = fathom.reward.accuracy }
 function reject.run(opts)
+  if type(opts) == "table" and getmetatable(opts) then
+    options.raise "fathom.reject takes one table: fathom.reject { backend = model, prompts =, path =, reward = }"
+  end
   local own, generation = select.split("fathom.reject", opts, known)
   for _, name in ipairs { "backend", "prompts", "path", "reward" } do
     if own[name] == nil then options.raise(("fathom.reject: option '%s' is missing"):format(name)) end
