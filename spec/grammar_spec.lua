@@ -436,6 +436,47 @@ describe("a guide over a vocabulary", function()
     bad('{"title":"\xff"}', "format", "UTF-8")
   end)
 
+  it("refuses what can be read in too many ways, soon", function()
+    local function doubling(n)                     -- 2^n stacks behind the first byte
+      local lines = { "root ::= r1" }
+      for i = 1, n do lines[#lines + 1] = ("r%d ::= r%d r%d"):format(i, i + 1, i + 1) end
+      lines[#lines + 1] = ("r%d ::= \"a\" | \"\""):format(n + 1)
+      return table.concat(lines, "\n")
+    end
+    local whole
+    local function try(text)
+      local begun, guide, err = os.clock(), core.guide(tok, { grammar = text, ends = { END } })
+      whole = guide ~= nil
+      for i = 1, guide and 40 or 0 do
+        local id
+        id, err = guide:draw(3, i, 100)
+        if not id or id == END then whole = id ~= nil break end
+      end
+      if not whole then
+        assert.equal("limit", err.code)
+        assert.is_truthy(err.message:find("too ambiguous", 1, true), err.message)
+      end
+      assert.is_true(os.clock() - begun < 2)       -- 40 ids of at most 0.1 s each, and sanitizers
+      if guide then guide:close() end
+      return whole
+    end
+    assert.is_true(try(doubling(6)))
+    for _, n in ipairs { 10, 12, 16, 25 } do try(doubling(n)) end
+    assert.is_false(try(doubling(30)))
+    try 'root ::= x{50} "c"\nx ::= "a" x? "a"? | "a" "b"? x{0,3}'
+    try 'root ::= (("a" | "aa" | "b"){1,1000}){1,1000}'
+    -- a choice of many is not ambiguous
+    local many = json.array {}
+    for i = 1, 1000 do
+      many[i] = { type = "object", required = json.array { "t", "v" }, properties =
+        json.object({ t = { const = "kind " .. i }, v = { type = "integer", minimum = i, maximum = i } }, { "t", "v" }) }
+    end
+    local doc, complete = draw({ schema = json.encode { anyOf = many } }, 1, 60)
+    assert.is_true(complete)
+    local value = json.decode(doc)
+    assert.equal("kind " .. value.v, value.t)
+  end)
+
   it("takes grammars apart that are huge on paper", function()
     local doc, complete = draw({ grammar = 'root ::= "a"{1,1000000000} ("b"{5}){2,100000}' }, 1, 60)
     assert.is_true(complete)

@@ -107,6 +107,10 @@ static fm_status grow_seen(fm_machine *x) {
   return FM_OK;
 }
 
+fm_status fm_too_ambiguous(fm_error *err) {
+  return fm_fail(err, FM_ELIMIT, "the grammar is too ambiguous: one text can be read in too many ways");
+}
+
 /* *first: this is the first time in this closure. A place counts anew with fresh frames: its way back differs. */
 static fm_status see(fm_machine *x, fm_open o, bool *first) {
   if (2 * (x->n_seen + 1) > x->cap_seen) TRY(grow_seen(x));
@@ -115,6 +119,7 @@ static fm_status see(fm_machine *x, fm_open o, bool *first) {
   while (x->stamp[at] == x->stamp_now && x->seen[at] != key) at = (at + 1) & mask;
   *first = x->stamp[at] != x->stamp_now;
   if (!*first) return FM_OK;
+  if (++x->work > FM_MAX_WORK) return fm_too_ambiguous(&x->err);
   x->stamp[at] = x->stamp_now;
   x->seen[at] = key;
   x->n_seen++;
@@ -155,7 +160,7 @@ static fm_status go_back(fm_machine *x, int32_t stack, int32_t fresh) {
 }
 
 static fm_status keep(fm_machine *x, fm_places *out, int32_t node, int32_t stack) {
-  if (out->n >= FM_MAX_PLACES) return FM_OK;
+  if (out->n >= FM_MAX_PLACES) return fm_too_ambiguous(&x->err);
   TRY(fm_grow(&out->at, &out->cap, out->n + 1, sizeof *out->at, &x->err));
   out->at[out->n++] = (fm_place){ node, stack };
   return FM_OK;

@@ -9,7 +9,8 @@
 
 #include "run/rules.h"
 
-enum { FM_MAX_PLACES = 4096 };           /* of a very ambiguous grammar more are let go: fewer texts, none of them wrong */
+/* Ways of reading one text, and nodes that are followed since `work` was last set to 0 (about 20 ms): what needs more is refused. */
+enum { FM_MAX_PLACES = 1 << 14, FM_MAX_WORK = 1 << 19 };
 
 /* What is to happen when a rule ends. Of a repetition: how many more of its body there must and may be, the running one included. */
 typedef struct fm_frame {
@@ -28,6 +29,7 @@ typedef struct fm_machine {
   int32_t *slot; int64_t n_slots;
   struct fm_open *open; int64_t n_open, cap_open;               /* scratch: places still to be followed */
   uint64_t *seen; uint32_t *stamp, stamp_now; int64_t n_seen, cap_seen;   /* scratch: those that were */
+  int64_t work;                          /* nodes followed; whoever has a bound sets it to 0 where that begins */
   fm_error err;
 } fm_machine;
 
@@ -42,12 +44,14 @@ int32_t   fm_machine_push(fm_machine *x, int32_t next, int32_t body, int32_t min
 fm_status fm_machine_start(fm_machine *x, fm_places *out, int32_t node);
 /* The same for the end of what stands on `stack`, which is not 0. */
 fm_status fm_machine_return(fm_machine *x, fm_places *out, int32_t stack);
-/* The places after a byte; none: the byte cannot come here. */
+/* The places after a byte; none: the byte cannot come here. FM_ELIMIT: the grammar is too ambiguous, and so for all that follow places. */
 fm_status fm_machine_step(fm_machine *x, const fm_places *in, uint8_t byte, fm_places *out);
 
 /* Whether the document may end here, and the bytes of the shortest way to where it may. */
 bool      fm_places_end(const fm_places *p);
 int64_t   fm_places_least(const fm_machine *x, const fm_places *p, int64_t *which);
 fm_status fm_places_copy(fm_places *to, const fm_places *from, fm_error *err);
+/* FM_ELIMIT with what to say of it. */
+fm_status fm_too_ambiguous(fm_error *err);
 
 #endif

@@ -216,6 +216,7 @@ static fm_status move(fm_guide *u, const fm_places *from, int32_t id, fm_error *
   size_t len;
   const char *bytes = fm_tokenizer_bytes(u->trie->tok, id, &len);
   fm_status status = fm_places_copy(&u->then, from, &u->x.err);
+  u->x.work = 0;
   for (size_t i = 0; i < len && status == FM_OK; i++) {
     fm_places swap = u->then;
     u->then = u->tmp;

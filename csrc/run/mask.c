@@ -8,6 +8,7 @@
 enum {
   MAX_STATES = 1 << 13, MAX_PLACES = 1 << 20,      /* then everything is forgotten and found again */
   MAX_SHEET_BYTES = 8 << 20,
+  MAX_UNDER = 1 << 14,                   /* walks below frames in one mask: hundreds at most where a text is read in few ways */
   TOO_MANY_PLACES = 1 << 23,             /* in one mask: 64 MiB */
   BIG = 1024,                            /* nodes under a node from which it pays to look at them as one */
   CONTEXT = 4                            /* frames looked at together */
@@ -44,6 +45,7 @@ struct fm_masks {
   fm_places tmp, set;
   int32_t *path; int64_t cap_path;       /* states along the way down, a stretch for each walk inside another */
   int32_t *leave; int64_t n_leave, cap_leave;      /* of a sheet's walk: where the frame is left */
+  int64_t under;                         /* walks below frames of this mask */
   uint64_t *scratch, *fresh;             /* masks: of one group, of a sheet in the making */
   fm_status status;                      /* of the walk under way; the first failure stays */
 };
@@ -104,7 +106,7 @@ static fm_status room_for_state(fm_masks *k, int64_t n_places) {
 static fm_status intern(fm_masks *k, const fm_places *p, int32_t *out) {
   *out = 0;
   if (!p->n) return FM_OK;
-  if (k->n_places > TOO_MANY_PLACES) return fm_fail(&k->x.err, FM_ELIMIT, "the grammar is too ambiguous");
+  if (k->n_places > TOO_MANY_PLACES) return fm_too_ambiguous(&k->x.err);
   TRY(room_for_state(k, p->n));
   int32_t *slot = find(k, p->at, p->n);
   if (!*slot) {
@@ -242,6 +244,7 @@ static void walk(fm_masks *k, int32_t node, int32_t s, int64_t level, uint64_t *
 /* Goes on below `node` by what stands on the stack. */
 static void walk_under(fm_masks *k, int32_t node, int64_t level, uint64_t *bits, const fm_machine *x, int32_t stack) {
   while (stack && k->status == FM_OK) {
+    if (++k->under > MAX_UNDER) k->status = fm_too_ambiguous(&k->x.err);
     int32_t s = state_after(k, &x->frame[stack]);
     stack = x->frame[stack].parent;
     walk(k, node, s, level, bits, x, stack);
@@ -460,6 +463,7 @@ static void fill_group(fm_masks *k, const group *g, uint64_t *bits) {
 
 fm_status fm_masks_fill(fm_masks *k, const fm_machine *x, const fm_places *now, uint64_t *bits, fm_error *err) {
   k->status = FM_OK;
+  k->under = k->x.work = 0;
   if (k->n_states > MAX_STATES || k->n_places > MAX_PLACES || k->sheet_bytes > MAX_SHEET_BYTES) forget(k);
   memset(bits, 0, (size_t)k->n_words * 8);
   for (int64_t i = 0, j; i < now->n && k->status == FM_OK; i = j) {
