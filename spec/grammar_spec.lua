@@ -656,6 +656,36 @@ describe("sessions with schemas", function()
     end
   end)
 
+  it("never say what logit_bias bans, and tell when nothing else is allowed", function()
+    local digits, even, quotes, all = {}, {}, {}, {}
+    for id = 0, model.config.vocab_size - 1 do
+      local text = model:decode { id }
+      all[id] = -math.huge
+      if text:find "%d" then digits[id] = -math.huge end
+      if text:find "[02468]" then even[id] = -math.huge end
+      if #text > 1 and text:find '["}]' then quotes[id] = -math.huge end
+    end
+    local function ask(schema, bias, o)
+      local s <close> = assert(model:session { seed = 3, temperature = 1.5 })
+      o = o or { think = false, max_tokens = 50 }
+      o.schema, o.logit_bias = schema, bias
+      local r, err = s:ask("Make something up.", o):wait()
+      for _, id in ipairs(r and r.ids or {}) do assert.is_nil(bias[id]) end
+      return r, err
+    end
+    for _, case in ipairs { { "integer", digits }, { "integer", all }, { { a = "string" }, all }, { "integer", all, { max_tokens = 50 } } } do
+      local r, err = ask(case[1], case[2], case[3])
+      assert.is_nil(r)
+      assert.equal("limit", err.code)
+      assert.is_truthy(err.message:find("no id is left to draw", 1, true), err.message)
+    end
+    assert.matches("^%-?[13579]+$", assert(ask("integer", even)).answer)
+    -- a close is spelt without them, too
+    local r = assert(ask({ a = "string", b = "string" }, quotes, { think = false, max_tokens = 20 }))
+    assert.equal("stop", r.finish)
+    assert.is_string(assert(json.decode(r.answer), r.answer).b)
+  end)
+
   it("tell when no document fits", function()
     local s <close> = assert(model:session { seed = 3 })
     local value, err = s:json("Hi", { schema = fathom.list(fathom.text(nil, 30), nil, 20), max_tokens = 30 })

@@ -42,22 +42,30 @@ static fm_status advance(fm_close *c, fm_machine *x, fm_place *p) {
   return p->stack < 0 ? x->err.code : FM_OK;
 }
 
+/* The first token that ends at a node and is not banned; -1: none. */
+static int32_t token_of(const fm_trie *t, int32_t node, const uint64_t *banned) {
+  for (int32_t i = t->first[node]; i < t->first[node + 1]; i++)
+    if (!banned || !(banned[t->id[i] >> 6] >> (t->id[i] & 63) & 1)) return t->id[i];
+  return -1;
+}
+
 /* best[i]: the fewest tokens for the bytes from i on; step[i]: the node of the first of them. */
-static void cut(fm_close *c, const fm_trie *t) {
+static void cut(fm_close *c, const fm_trie *t, const uint64_t *banned) {
   int64_t n = c->n_bytes;
   c->best[n] = 0;
   for (int64_t i = n; i-- > 0;) {
     c->best[i] = INT32_MAX;
     int32_t node = 0;
     for (int64_t j = i; j < n && (node = fm_trie_child(t, node, (uint8_t)c->bytes[j])) != 0; j++) {
-      if (t->first[node] == t->first[node + 1] || c->best[j + 1] == INT32_MAX || c->best[j + 1] + 1 >= c->best[i]) continue;
+      if (c->best[j + 1] == INT32_MAX || c->best[j + 1] + 1 >= c->best[i] || token_of(t, node, banned) < 0) continue;
       c->best[i] = c->best[j + 1] + 1;
       c->step[i] = node;
     }
   }
 }
 
-fm_status fm_close_plan(fm_close *c, fm_machine *x, const fm_places *now, const fm_trie *t, fm_error *err) {
+fm_status fm_close_plan(fm_close *c, fm_machine *x, const fm_places *now, const fm_trie *t, const uint64_t *banned,
+                        fm_error *err) {
   int64_t which = 0, least = fm_places_least(x, now, &which);
   c->n = c->n_bytes = 0;
   if (least > FM_CLOSE_BYTES) return fm_fail(err, FM_ELIMIT, "the shortest document has %lld bytes", (long long)least);
@@ -71,9 +79,9 @@ fm_status fm_close_plan(fm_close *c, fm_machine *x, const fm_places *now, const 
     if (err) *err = x->err;
     return status;
   }
-  cut(c, t);
+  cut(c, t, banned);
   if (c->best[0] == INT32_MAX) return fm_fail(err, FM_ELIMIT, "no tokens spell the shortest document");
-  for (int64_t i = 0; i < c->n_bytes; i += t->depth[c->step[i]]) c->id[c->n++] = t->id[t->first[c->step[i]]];
+  for (int64_t i = 0; i < c->n_bytes; i += t->depth[c->step[i]]) c->id[c->n++] = token_of(t, c->step[i], banned);
   return FM_OK;
 }
 

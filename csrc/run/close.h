@@ -19,9 +19,10 @@ enum { FM_CLOSE_BYTES = 1 << 14 };
 
 /*
 ** Plans the tokens from `now` to the end: the fewest that spell the bytes of a shortest way. FM_ELIMIT: it is too long to plan, or its
-** bytes are no tokens. Bytes left open by the grammar are spaces where that is possible.
+** bytes are no tokens outside of `banned` (a bit each, or NULL). Bytes left open by the grammar are spaces where that is possible.
 */
-fm_status fm_close_plan(fm_close *c, fm_machine *x, const fm_places *now, const fm_trie *t, fm_error *err);
+fm_status fm_close_plan(fm_close *c, fm_machine *x, const fm_places *now, const fm_trie *t, const uint64_t *banned,
+                         fm_error *err);
 void      fm_close_free(fm_close *c);
 
 #endif

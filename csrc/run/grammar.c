@@ -38,7 +38,8 @@ struct fm_guide {
   fm_places then, tmp;                   /* where the drawn id leads; scratch of moving on */
   int32_t after, *ends, n_ends;
   int64_t shortest;                      /* tokens of the shortest document; FM_NEVER: too long to plan */
-  uint64_t *bits, *anything;             /* masks: of this draw; of all but ends */
+  uint64_t *bits, *anything;             /* masks: of this draw; of all but ends and banned ids */
+  uint64_t *banned;                      /* NULL: no id is */
   fm_close close;
 };
 
@@ -145,9 +146,20 @@ static fm_status copy_ends(fm_guide *u, const fm_guide_options *o, fm_error *err
   return FM_OK;
 }
 
+static fm_status note_banned(fm_guide *u, const fm_guide_options *o, fm_error *err) {
+  for (int32_t i = 0; i < o->n_bias; i++) {
+    if (o->bias[i].bias > -INFINITY || o->bias[i].id >= u->trie->n_ids) continue;
+    if (!u->banned) u->banned = fm_array(n_words(u), 8);
+    if (!u->banned) return fm_no_memory(err, n_words(u) * 8);
+    set_bit(u->banned, o->bias[i].id);
+    clear_bit(u->anything, o->bias[i].id);
+  }
+  return FM_OK;
+}
+
 /* How many tokens the shortest document from `now` takes; FM_NEVER: too many to plan. */
 static fm_status tokens_left(fm_guide *u, const fm_places *now, int64_t *out, fm_error *err) {
-  fm_status status = fm_close_plan(&u->close, &u->x, now, u->trie, err);
+  fm_status status = fm_close_plan(&u->close, &u->x, now, u->trie, u->banned, err);
   *out = status == FM_OK ? u->close.n : FM_NEVER;
   return status == FM_ELIMIT ? FM_OK : status;
 }
@@ -156,6 +168,7 @@ static fm_status begin(fm_guide *u, fm_grammars *gs, const fm_guide_options *o, 
   head *h = &u->head[FM_REAL];
   TRY(get(gs, &u->g, o->schema ? o->schema : o->grammar, o->schema != NULL, err));
   TRY(copy_ends(u, o, err));
+  TRY(note_banned(u, o, err));
   TRY(fm_machine_init(&u->x, &u->g->rules, err));
   h->waiting = o->after >= 0;
   u->after = o->after;
@@ -187,6 +200,7 @@ void fm_guide_free(fm_guide *u) {
   fm_free(u->ends);
   fm_free(u->bits);
   fm_free(u->anything);
+  fm_free(u->banned);
   fm_close_free(&u->close);
   fm_machine_free(&u->x);
   drop(u->g);
@@ -260,10 +274,10 @@ static int32_t nesting(const fm_guide *u, const fm_places *p) {
   return depth;
 }
 
-/* Whether the document can be ended within `left` tokens of `now`. A token a byte is always possible. */
+/* Whether the document can be ended within `left` tokens of `now`. A token a byte is always possible, unless some are banned. */
 static fm_status fits(fm_guide *u, const fm_places *now, int64_t left, bool *out, fm_error *err) {
   int64_t n = fm_places_least(&u->x, now, NULL);
-  if (n > left) TRY(tokens_left(u, now, &n, err));
+  if (n > left || u->banned) TRY(tokens_left(u, now, &n, err));
   *out = n <= left;
   return FM_OK;
 }
@@ -274,6 +288,10 @@ static void force(fm_guide *u, int32_t id) {
   set_bit(u->bits, id);
 }
 
+static void strike_banned(fm_guide *u) {
+  for (int64_t i = 0; u->banned && i < n_words(u); i++) u->bits[i] &= ~u->banned[i];
+}
+
 static fm_status allow(fm_guide *u, const head *h, fm_error *err) {
   TRY(fm_masks_fill(u->g->masks, &u->x, &h->now, u->bits, err));
   bool complete = fm_places_end(&h->now);
@@ -281,18 +299,25 @@ static fm_status allow(fm_guide *u, const head *h, fm_error *err) {
     if (complete) set_bit(u->bits, u->ends[i]);
     else clear_bit(u->bits, u->ends[i]);           // an end that is a word as well
   }
+  strike_banned(u);
   return FM_OK;
 }
 
 /* From here on the head follows the shortest close. */
 static fm_status take_close(fm_guide *u, head *h, fm_error *err) {
-  TRY(fm_close_plan(&u->close, &u->x, &h->now, u->trie, err));
+  TRY(fm_close_plan(&u->close, &u->x, &h->now, u->trie, u->banned, err));
   h->done = 0;
   TRY(copy_plan(h, u->close.id, u->close.n, err));
   if (h->n_plan) force(u, h->plan[0]);
   else memset(u->bits, 0, (size_t)n_words(u) * 8);
   for (int32_t i = 0; i < u->n_ends && !h->n_plan; i++) set_bit(u->bits, u->ends[i]);
+  strike_banned(u);
   return FM_OK;
+}
+
+static fm_status nothing_left(const fm_guide *u, fm_error *err) {
+  return fm_fail(err, FM_ELIMIT, u->banned ? "no id is left to draw: logit_bias bans all that the grammar allows here"
+                                           : "the document can neither end nor go on: the model has no end token");
 }
 
 /* What one draw needs, for the functions below. */
@@ -332,9 +357,9 @@ static fm_status draw_inside(fm_guide *u, head *h, const drawing *d, int64_t lef
     if (tries == TRIES) break;
     clear_bit(u->bits, out->id);
   }
-  TRY(take_close(u, h, err));
-  *out = draw(d, u->bits);
-  return out->id != -1 ? FM_OK : fm_fail(err, FM_ELIMIT, "the document can neither end nor go on: the model has no end token");
+  fm_status status = take_close(u, h, err);
+  if (status == FM_OK) *out = draw(d, u->bits);
+  return status == FM_ELIMIT && u->banned ? nothing_left(u, err) : status;
 }
 
 fm_status fm_guide_draw(fm_guide *u, fm_head which, fm_sampler *s, const fm_generate_options *o, const float *logits, int32_t free,
@@ -347,9 +372,9 @@ fm_status fm_guide_draw(fm_guide *u, fm_head which, fm_sampler *s, const fm_gene
     force(u, h->plan[h->done]);
     *out = draw(&d, u->bits);
   } else {
-    return draw_inside(u, h, &d, left, out, err);
+    TRY(draw_inside(u, h, &d, left, out, err));
   }
-  return FM_OK;
+  return out->id == -1 ? nothing_left(u, err) : FM_OK;
 }
 
 fm_status fm_guide_mask(fm_guide *u, const uint64_t **bits, fm_error *err) {

@@ -22,6 +22,7 @@ typedef struct fm_guide_options {
   const char *grammar, *schema;          /* texts, exactly one of them: GBNF, or a JSON Schema */
   int32_t after;                         /* the grammar begins behind this id, and the reply cannot end before; -1: at once */
   const int32_t *ends; int32_t n_ends;   /* ids that end a reply: drawn only where the document is complete */
+  const fm_logit_bias *bias; int32_t n_bias;       /* ids with a bias of minus infinity never come, not even to close a document */
 } fm_guide_options;
 
 /*
@@ -38,7 +39,7 @@ typedef enum fm_head { FM_REAL, FM_AHEAD } fm_head;
 fm_status fm_guide_ahead(fm_guide *u, fm_error *err);
 /* Draws the head's next id as fm_sampler_draw does, under the mask. left: how many more ids there is room for, this one included.
    free: the id that would be drawn without a mask, -1: not known; logits may be NULL beside it: where the mask forbids it,
-   out->id is FM_UNDECIDED and the head stands where it stood. */
+   out->id is FM_UNDECIDED and the head stands where it stood. FM_ELIMIT: the grammar allows nothing that is not banned. */
 fm_status fm_guide_draw(fm_guide *u, fm_head head, fm_sampler *s, const fm_generate_options *o, const float *logits, int32_t free,
                         fm_history h, int64_t left, bool want_logprob, fm_draw *out, fm_error *err);
 enum { FM_UNDECIDED = -2 };

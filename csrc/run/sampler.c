@@ -228,7 +228,7 @@ fm_draw fm_sampler_draw(fm_sampler *s, const fm_generate_options *o, const float
   if (o->temperature > 0) n = filter(s, o, all);
   if (n) d.id = gumbel_max(s, o, n, h.n + h.n_dropped);
   else d.id = mask ? best_of(s, all) : argmax(s->logit, s->n_valid);
-  if (!mask && s->logit[d.id] == -INFINITY) return (fm_draw){ .id = -1, .logprob = NAN, .logprob_filtered = NAN };
+  if (s->logit[d.id] == -INFINITY) return (fm_draw){ .id = -1, .logprob = NAN, .logprob_filtered = NAN };
   if (want_logprob) {
     d.logprob_filtered = n ? filtered_logprob(s, o, n, d.id) : 0;
     d.logprob = (float)(logits[d.id] - fm_log_sum_exp(logits, s->vocab_size));

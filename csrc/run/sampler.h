@@ -30,7 +30,7 @@ fm_status fm_sampler_new(fm_sampler **out, int64_t vocab_size, int64_t n_valid, 
 void      fm_sampler_free(fm_sampler *s);
 /* Index of the draw is history.n + n_dropped. Ties go to the lower id. Penalties: repeat (over all ids before), presence and frequency
    (over the generated ones). mask: a bit for each id that may be drawn, before any filter, as if the others had no
-   probability; NULL: all. The id is -1 under a mask without a bit, and where biases ban every id. */
+   probability; NULL: all. The id is -1 under a mask without a bit, and where biases ban all that is left. */
 fm_draw   fm_sampler_draw(fm_sampler *s, const fm_generate_options *o, const float *logits, fm_history h,
                           const uint64_t *mask, bool want_logprob);
 /* Whether the filters keep what a device has drawn from the whole row, so that it is the draw: noise belongs to ids. false: they do not,

@@ -164,7 +164,7 @@ static fm_status make_guide(fm_task *t, const fm_generate_options *o, fm_error *
   if (!m->tok) return fm_fail(err, FM_EUNSUPPORTED, "%s has no tokenizer.json: grammars and schemas need its texts", m->dir);
   if (!m->grammars) TRY(fm_grammars_new(&m->grammars, m->tok, m->cfg.vocab_size, err));
   fm_guide_options g = { .grammar = o->grammar, .schema = o->schema, .after = o->grammar_after, .ends = m->cfg.eos_token_id,
-                         .n_ends = m->cfg.n_eos };
+                         .n_ends = m->cfg.n_eos, .bias = o->logit_bias, .n_bias = o->n_logit_bias };
   return fm_guide_new(&t->guide, m->grammars, &g, err);
 }
 
