@@ -417,7 +417,8 @@ describe("a guide over a vocabulary", function()
     bad('{"anyOf":[{"type":"null"},{"$ref":"#"}]}', "unsupported", "left recursion")
     bad("false", "format", "matches nothing")
     bad('{"enum":[]}', "format", "matches nothing")
-    bad('{"type":"string","minLength":3,"maxLength":2}', "unsupported", "repetition")
+    bad('{"type":"string","minLength":3,"maxLength":2}', "format", "$: minLength 3 is more than maxLength 2")
+    bad('{"properties":{"a":{"minItems":5,"maxItems":2}}}', "format", "$.properties.a: minItems 5 is more than maxItems 2")
     bad('{"type":"integer","minimum":3,"maximum":2}', "format", "bounds")
     bad('{"type":"integer","minimum":2.2,"maximum":2.8}', "format", "matches nothing")
     bad('{"type":"number","minimum":1e300}', "unsupported", "15 digits")
@@ -478,6 +479,18 @@ describe("a guide over a vocabulary", function()
   end)
 
   it("takes grammars apart that are huge on paper", function()
+    local function chain(n, rule, last)
+      local lines = { "root ::= r1" }
+      for i = 1, n do lines[#lines + 1] = rule:gsub("THIS", "r" .. i):gsub("NEXT", "r" .. i + 1) end
+      lines[#lines + 1] = ("r%d ::= %s"):format(n + 1, last)
+      return table.concat(lines, "\n")
+    end
+    local begun = os.clock()
+    local long <close> = assert(core.guide(tok, { grammar = chain(20000, 'THIS ::= "a" NEXT', '"z"'), ends = { END } }))
+    for i = 1, 60 do assert(long:draw(1, i, 60)) end
+    assert.is_true(os.clock() - begun < 1)
+    refused("unsupported", "too long", { grammar = chain(70, "THIS ::= NEXT NEXT", '"a"') })
+    refused("format", "matches nothing", { grammar = chain(70, "THIS ::= NEXT NEXT", '"a" r1') })
     local doc, complete = draw({ grammar = 'root ::= "a"{1,1000000000} ("b"{5}){2,100000}' }, 1, 60)
     assert.is_true(complete)
     assert.matches("^a+b+$", doc)
@@ -715,6 +728,17 @@ describe("sessions with schemas", function()
     local circle = {}
     circle.properties = { circle = circle }
     raises("circle", function() s:json("x", { schema = circle }) end)
+    local fields = { a = "integer" }
+    fields.b = { c = fields }
+    raises("contains itself", function() s:json("x", { schema = fields }) end)
+    raises("contains itself", function() fathom.schema(fields) end)
+    raises("the keyword 'foo' is not supported", function() s:json("x", { schema = { type = "string", foo = 1 } }) end)
+    raises("'minLenght' is not supported (did you mean 'minLength'?)",
+           function() s:json("x", { schema = { a = { type = "string", minLenght = 3 } } }) end)
+    raises("'patern' is not supported (did you mean 'pattern'?)", function() fathom.schema { type = "string", patern = "a+" } end)
+    assert.has_no.errors(function() fathom.schema { a = { b = "integer" }, type = "string", title = "string" } end)
+    local shared = { x = "number" }
+    assert.has_no.errors(function() fathom.schema { from = shared, to = shared } end)
   end)
 
   it("are made of words, builders, tables and JSON Schema alike", function()

@@ -11,6 +11,7 @@
 */
 #include <string.h>
 
+#include "base/hash.h"
 #include "run/rules.h"
 
 enum { MAX_DEPTH = 100, MAX_INLINE = 24 };
@@ -37,6 +38,7 @@ typedef struct parser {
   int depth;
   fm_rules *r;
   definition *def; int64_t cap_def;
+  int32_t *slot; int64_t n_slots;        /* rules by name, number + 1; 0: empty */
   fm_arena arena;
   fm_error *err;
 } parser;
@@ -161,18 +163,40 @@ static fm_status read_class(parser *p, item *it) {
   return FM_OK;
 }
 
+/* The slot of a rule of this name, or the empty one where it would go. */
+static int32_t *find(const parser *p, const char *s, size_t len) {
+  uint64_t mask = (uint64_t)p->n_slots - 1, i = fm_fnv(FM_HASH_START, s, (int64_t)len) & mask;
+  for (; p->slot[i]; i = (i + 1) & mask) {
+    const char *name = p->r->rule[p->slot[i] - 1].name;
+    if (strncmp(name, s, len) == 0 && !name[len]) break;
+  }
+  return &p->slot[i];
+}
+
+static fm_status grow_slots(parser *p) {
+  if (2 * (p->r->n_rules + 1) <= p->n_slots) return FM_OK;
+  int64_t n = p->n_slots ? 2 * p->n_slots : 64;
+  int32_t *slot = fm_array(n, sizeof *slot);
+  if (!slot) return fm_no_memory(p->err, n * (int64_t)sizeof *slot);
+  fm_free(p->slot);
+  p->slot = slot;
+  p->n_slots = n;
+  for (int32_t i = 0; i < p->r->n_rules; i++) *find(p, p->r->rule[i].name, strlen(p->r->rule[i].name)) = i + 1;
+  return FM_OK;
+}
+
 /* The number of the rule whose name stands here. */
 static fm_status read_name(parser *p, int32_t *out) {
   const char *s = p->at;
   while (is_name(peek(p))) p->at++;
   size_t len = (size_t)(p->at - s);
-  for (*out = 0; *out < p->r->n_rules; ++*out) {
-    const char *name = p->r->rule[*out].name;
-    if (strncmp(name, s, len) == 0 && !name[len]) return FM_OK;
-  }
+  TRY(grow_slots(p));
+  int32_t *slot = find(p, s, len);
+  *out = *slot ? *slot - 1 : (int32_t)p->r->n_rules;
+  if (*slot) return FM_OK;
   TRY(fm_grow(&p->def, &p->cap_def, *out + 1, sizeof *p->def, p->err));
   p->def[*out] = (definition){ .used = s };
-  fm_rules_add(p->r, s, len);
+  *slot = fm_rules_add(p->r, s, len) + 1;
   return p->r->status == FM_OK ? FM_OK : fm_fail(p->err, p->r->status, "%s", p->r->err.message);
 }
 
@@ -386,5 +410,6 @@ fm_status fm_gbnf_read(fm_rules *r, const char *text, size_t len, fm_error *err)
   if (status == FM_OK) status = write_all(&p);
   fm_arena_free(&p.arena);
   fm_free(p.def);
+  fm_free(p.slot);
   return status;
 }

@@ -264,34 +264,84 @@ int32_t fm_rules_class_not(fm_rules *r, fm_range *range, int64_t n, int32_t next
 
 /* ---- the whole ------------------------------------------------------------------------------------ */
 
-static int64_t sum(int64_t a, int64_t b) { return a + b < FM_NEVER ? a + b : FM_NEVER; }
+/* Never at all; FM_NEVER itself stands for what is only too long. */
+#define ENDLESS (FM_NEVER + 1)
+
+static int64_t sum(int64_t a, int64_t b) {
+  if (a >= ENDLESS || b >= ENDLESS) return ENDLESS;
+  return a + b < FM_NEVER ? a + b : FM_NEVER;
+}
+
+static int64_t times(int64_t a, int64_t n) {
+  if (n == 0 || a >= ENDLESS) return n ? ENDLESS : 0;
+  return a < FM_NEVER / n ? a * n : FM_NEVER;
+}
 
 static int64_t least_of(const fm_rules *r, const fm_node *n) {
   const int64_t *least = r->least;
   switch (n->kind) {
     case FM_END: return 0;
-    case FM_FAIL: return FM_NEVER;
+    case FM_FAIL: return ENDLESS;
     case FM_BYTES: return sum(1, least[n->next]);
     case FM_SPLIT: return least[n->next] < least[n->other] ? least[n->next] : least[n->other];
     case FM_CALL: return sum(least[r->rule[n->other].start], least[n->next]);
-    default:
-      if (n->min == 0) return least[n->next];
-      if (least[n->other] > FM_NEVER / n->min) return FM_NEVER;
-      return sum(least[n->other] * n->min, least[n->next]);
+    default: return sum(times(least[n->other], n->min), least[n->next]);
   }
 }
 
-/* Shortest ways, from "never" downwards until nothing falls. What follows a node is older, so one round goes through a rule. */
-static void find_least(fm_rules *r) {
-  for (int64_t i = 0; i < r->n; i++) r->least[i] = FM_NEVER;
-  for (bool fell = true; fell;) {
-    fell = false;
-    for (int64_t i = 0; i < r->n; i++) {
-      int64_t l = least_of(r, &r->node[i]);
-      fell |= l < r->least[i];
-      r->least[i] = l;
+/* The k-th node that n's length depends on; -1: no more. */
+static int32_t leans_on(const fm_rules *r, const fm_node *n, int k) {
+  if (n->kind == FM_END || n->kind == FM_FAIL || k > 1) return -1;
+  if (k == 0) return n->next;
+  return n->kind == FM_BYTES ? -1 : n->kind == FM_CALL ? r->rule[n->other].start : n->other;
+}
+
+/* Who leans on whom, the other way round: on node i who[from[i + 1]] .. who[from[i + 2] - 1]. */
+typedef struct leaning { int64_t *from; int32_t *who, *queue; bool *queued; } leaning;
+
+static void turn_round(const fm_rules *r, leaning *l) {
+  for (int32_t i = 0; i < r->n; i++)
+    for (int32_t k = 0, on; (on = leans_on(r, &r->node[i], k)) >= 0; k++) l->from[on + 1]++;
+  for (int64_t i = 0; i <= r->n; i++) l->from[i + 1] += l->from[i];
+  for (int32_t i = (int32_t)r->n - 1; i >= 0; i--)           // fills each stretch from its end, which moves it to its place
+    for (int32_t k = 0, on; (on = leans_on(r, &r->node[i], k)) >= 0; k++) l->who[--l->from[on + 1]] = i;
+}
+
+/* Shortest ways, from "never" downwards: each length that falls has those looked at again that lean on it. */
+static void find_least(fm_rules *r, leaning *l) {
+  int64_t n = r->n, head = 0, waiting = 0;
+  for (int64_t i = 0; i < n; i++) r->least[i] = ENDLESS;
+  for (int32_t i = 0; i < n; i++, waiting++) l->queue[i] = i, l->queued[i] = true;
+  for (; waiting; waiting--, head = (head + 1) % n) {
+    int32_t i = l->queue[head];
+    int64_t least = least_of(r, &r->node[i]);
+    l->queued[i] = false;
+    if (least >= r->least[i]) continue;
+    r->least[i] = least;
+    for (int64_t j = l->from[i + 1]; j < l->from[i + 2]; j++) {
+      int32_t who = l->who[j];
+      if (l->queued[who]) continue;
+      l->queue[(head + waiting++) % n] = who;
+      l->queued[who] = true;
     }
   }
+}
+
+static fm_status fill_least(fm_rules *r, fm_error *err) {
+  int64_t n = r->n;
+  leaning l = { fm_array(n + 2, sizeof *l.from), fm_array(2 * n, sizeof *l.who), fm_array(n, sizeof *l.queue),
+                fm_array(n, sizeof *l.queued) };
+  r->least = fm_array(n, sizeof *r->least);
+  bool fine = l.from && l.who && l.queue && l.queued && r->least;
+  if (fine) {
+    turn_round(r, &l);
+    find_least(r, &l);
+  }
+  fm_free(l.from);
+  fm_free(l.who);
+  fm_free(l.queue);
+  fm_free(l.queued);
+  return fine ? FM_OK : fm_no_memory(err, n * 29);
 }
 
 /* The k-th node that can be reached from n without a byte; -1: no more. */
@@ -354,8 +404,10 @@ static fm_status check_circles(const fm_rules *r, fm_error *err) {
 static fm_status check_ends(const fm_rules *r, int32_t rule, fm_error *err) {
   const char *name = NULL;
   if (r->least[r->root] < FM_NEVER) return FM_OK;
+  if (r->least[r->root] == FM_NEVER)
+    return fm_fail(err, FM_EUNSUPPORTED, "%s is too long: its shortest text has more than 10^12 bytes", r->rule[rule].name);
   for (int64_t i = 0; i < r->n_rules; i++)
-    if (r->least[r->rule[i].start] >= FM_NEVER) name = r->rule[i].name;
+    if (r->least[r->rule[i].start] >= ENDLESS) name = r->rule[i].name;
   return fm_fail(err, FM_EFORMAT, "%s matches nothing: no text ever completes %s", r->rule[rule].name,
                  name ? name : "it");
 }
@@ -370,9 +422,7 @@ fm_status fm_rules_check(fm_rules *r, int32_t rule, fm_error *err) {
     if (err) *err = r->err;
     return r->status;
   }
-  r->least = fm_array(r->n, sizeof *r->least);
-  if (!r->least) return fm_no_memory(err, r->n * (int64_t)sizeof *r->least);
-  find_least(r);
+  TRY(fill_least(r, err));
   TRY(check_ends(r, rule, err));
   return check_circles(r, err);
 }

@@ -10,7 +10,7 @@
 #include "base/mem.h"
 
 enum { FM_MANY = INT32_MAX };            /* a repetition without an upper bound */
-#define FM_NEVER (INT64_C(1) << 40)      /* the length of what never ends */
+#define FM_NEVER (INT64_C(1) << 40)      /* the length of what never ends, or not soon enough ever to be written */
 
 typedef enum fm_node_kind {
   FM_END,                                /* node 0: the rule, or a repetition's body, ends here */

@@ -165,9 +165,18 @@ static int32_t other_item(fm_schema *w, const cJSON *schema, bool must, bool *no
   return node;
 }
 
+/* Two counts that bound one thing. */
+static void least_and_most(fm_schema *w, const cJSON *schema, const char *lo, const char *hi, int64_t *min, int64_t *max) {
+  *min = fm_schema_count(w, schema, lo, 0);
+  *max = fm_schema_count(w, schema, hi, FM_MANY);
+  if (*min > *max)
+    fm_rules_refuse(w->r, FM_EFORMAT, "schema, %s: %s %lld is more than %s %lld", w->path, lo, (long long)*min, hi, (long long)*max);
+}
+
 static int32_t array(fm_schema *w, const cJSON *schema, int32_t next) {
   const cJSON *prefix = cJSON_GetObjectItemCaseSensitive(schema, "prefixItems");
-  int64_t min = fm_schema_count(w, schema, "minItems", 0), max = fm_schema_count(w, schema, "maxItems", FM_MANY);
+  int64_t min, max;
+  least_and_most(w, schema, "minItems", "maxItems", &min, &max);
   int64_t n = cJSON_GetArraySize(prefix);
   bool none;
   int32_t end = literal(w, "]", next), item = other_item(w, schema, n == 0 || min > n, &none);
@@ -285,13 +294,15 @@ static void check_keys(fm_schema *w, const cJSON *schema) {
 static int32_t typed(fm_schema *w, const cJSON *schema, unsigned types, int32_t next) {
   fm_rules *r = w->r;
   int32_t node = FM_FAIL;
+  int64_t min, max;
   if (types & FM_T_NULL) node = literal(w, "null", next);
   if (types & FM_T_BOOLEAN) node = fm_rules_split(r, literal(w, "true", next), fm_rules_split(r, literal(w, "false", next), node));
   if (types & FM_T_NUMBER) node = fm_rules_split(r, fm_schema_number(w, schema, false, next), node);
   else if (types & FM_T_INTEGER) node = fm_rules_split(r, fm_schema_number(w, schema, true, next), node);
-  if (types & FM_T_STRING)
-    node = fm_rules_split(r, fm_schema_string(w, fm_schema_count(w, schema, "minLength", 0),
-                                              fm_schema_count(w, schema, "maxLength", FM_MANY), next), node);
+  if (types & FM_T_STRING) {
+    least_and_most(w, schema, "minLength", "maxLength", &min, &max);
+    node = fm_rules_split(r, fm_schema_string(w, min, max, next), node);
+  }
   if (types & FM_T_ARRAY) node = fm_rules_split(r, array(w, schema, next), node);
   if (types & FM_T_OBJECT) node = fm_rules_split(r, object_value(w, schema, next), node);
   return node;

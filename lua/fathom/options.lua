@@ -36,7 +36,7 @@ local function distance(a, b)
   return row[#b]
 end
 
---- The name in the list that is spelt most like the given one.
+--- The name in the list that is spelt most like the given one, and how many letters differ.
 function options.nearest(name, names)
   local best, best_distance
   table.sort(names)
@@ -44,7 +44,7 @@ function options.nearest(name, names)
     local d = distance(name:lower(), other:lower())
     if not best or d < best_distance then best, best_distance = other, d end
   end
-  return best
+  return best, best_distance
 end
 
 -- ---- types ------------------------------------------------------------------------------------------

@@ -60,27 +60,46 @@ local optional_fields = setmetatable({}, { __mode = "k" })
 
 local to_schema
 
-local function object_of(fields)
+-- A table with one keyword and a key whose value is no schema is meant as JSON Schema: the key is what is wrong.
+local function refuse_keyword(t, name)
+  local names = {}
+  for word in pairs(keywords) do names[#names + 1] = word end
+  local near, letters = options.nearest(name, names)
+  for key, value in pairs(t) do
+    if key == "type" and names_types(value) or key ~= "type" and keywords[key] ~= nil then
+      options.raise(("schema: the keyword '%s' is not supported%s"):format(name,
+        letters <= 3 and (" (did you mean '%s'?)"):format(near) or ""))
+    end
+  end
+end
+
+-- within: the tables that this one stands in
+local function object_of(fields, within)
   local keys = sorted_keys(fields)
   if not keys then options.raise "schema: the fields of an object have names" end
+  if within[fields] then options.raise "schema: a table of fields contains itself" end
+  within[fields] = true
   local properties, required = {}, {}
   for _, name in ipairs(keys) do
-    properties[name] = to_schema(fields[name])
-    if not optional_fields[fields[name]] then required[#required + 1] = name end
+    local value = fields[name]
+    if type(value) ~= "table" and type(value) ~= "boolean" and not words[value] then refuse_keyword(fields, name) end
+    properties[name] = to_schema(value, within)
+    if not optional_fields[value] then required[#required + 1] = name end
   end
+  within[fields] = nil
   return mark { type = "object", properties = json.object(properties, keys), required = json.array(required),
                 additionalProperties = false }
 end
 
 -- Anything that stands for a schema -> JSON Schema; raises at the caller's line.
-function to_schema(what)
+function to_schema(what, within)
   if type(what) == "boolean" then return what end
   if words[what] then return mark { type = what } end
   if type(what) ~= "table" then
     options.raise(("schema: expected a word, a table of fields or a JSON Schema, got %s"):format(tostring(what)))
   end
   if getmetatable(what) == made or is_json_schema(what) then return what end
-  return object_of(what)
+  return object_of(what, within or {})
 end
 
 --- Makes a JSON Schema of a table of fields; a JSON Schema stays as it is.
@@ -94,7 +113,7 @@ end
 
 --- Makes the schema of an object of its fields, also where they are called like keywords.
 -- @param fields table  name -> what stands for a schema
-function schema.fields(fields) return object_of(fields) end
+function schema.fields(fields) return object_of(fields, {}) end
 
 --- Checks an option; for options.check.
 function schema.check(v)
@@ -120,7 +139,7 @@ end
 function schema.text(what)
   if type(what) == "string" and not words[what] then return what end
   local ok, text = pcall(function() return json.encode(dressed(to_schema(what), nil, 0)) end)
-  if not ok then options.raise("schema: " .. tostring(text)) end
+  if not ok then options.raise("schema: " .. tostring(text):gsub("^.*schema: ", "")) end
   return text
 end
 
