@@ -686,7 +686,8 @@ describe("sessions with schemas", function()
       for _, id in ipairs(r and r.ids or {}) do assert.is_nil(bias[id]) end
       return r, err
     end
-    for _, case in ipairs { { "integer", digits }, { "integer", all }, { { a = "string" }, all }, { "integer", all, { max_tokens = 50 } } } do
+    for _, case in ipairs { { "integer", digits }, { "integer", all }, { { a = "string" }, all },
+                            { "integer", all, { max_tokens = 50 } } } do
       local r, err = ask(case[1], case[2], case[3])
       assert.is_nil(r)
       assert.equal("limit", err.code)
