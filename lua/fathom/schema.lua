@@ -68,7 +68,7 @@ local function refuse_keyword(t, name)
   for key, value in pairs(t) do
     if key == "type" and names_types(value) or key ~= "type" and keywords[key] ~= nil then
       options.raise(("schema: the keyword '%s' is not supported%s"):format(name,
-        letters <= 3 and (" (did you mean '%s'?)"):format(near) or ""))
+        letters * 3 <= #name and (" (did you mean '%s'?)"):format(near) or ""))
     end
   end
 end
