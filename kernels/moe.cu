@@ -291,8 +291,15 @@ __global__ void count_up_kernel(int32_t *place, int64_t n) {
 
 static fm_status plain_experts(fm_ctx *c, float *out, const float *x, const int32_t *id, const float *weight, const fm_experts *e,
                                const stack *gate, const stack *up, const stack *down, int64_t n, const fm_kept *kept) {
-  int64_t d = e->hidden_size, m = e->moe_intermediate_size, slots = n * e->top_k;
-  float *xn, *h, *y;
+  int64_t d = e->hidden_size, m = e->moe_intermediate_size, slots = n * e->top_k, wide = e->shared_gate && !kept ? e->shared_gate->rows : 0;
+  float *xn, *h, *y, *g = NULL, *u = NULL;
+  if (wide) {                            // before anything is added to out, which may be x
+    TRY(fm_cuda_take_n(c, &g, n * wide));
+    TRY(fm_cuda_take_n(c, &u, n * wide));
+    fm_mm in[2] = { { .w = e->shared_gate, .x = x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = g, .ldo = wide, .n = n },
+                    { .w = e->shared_up, .x = x, .ldx = d, .norm = e->norm, .eps = e->eps, .out = u, .ldo = wide, .n = n } };
+    TRY(fm_cuda_matmul(c, in, 2));
+  }
   if (e->norm) {
     TRY(fm_cuda_take_n(c, &xn, n * d));
     TRY(fm_cuda_rms_norm(c, xn, d, x, d, e->norm, n, d, e->eps));
@@ -310,14 +317,7 @@ static fm_status plain_experts(fm_ctx *c, float *out, const float *x, const int3
   }
   fm_moe_combine(c, out, y, weight, NULL, NULL, e, n);
   TRY(fm_cuda_launched(c, "experts"));
-  if (!e->shared_gate) return FM_OK;
-  int64_t wide = e->shared_gate->rows;
-  float *g, *u;
-  TRY(fm_cuda_take_n(c, &g, n * wide));
-  TRY(fm_cuda_take_n(c, &u, n * wide));
-  fm_mm in[2] = { { .w = e->shared_gate, .x = x, .ldx = d, .out = g, .ldo = wide, .n = n },
-                  { .w = e->shared_up, .x = x, .ldx = d, .out = u, .ldo = wide, .n = n } };
-  TRY(fm_cuda_matmul(c, in, 2));
+  if (!wide) return FM_OK;
   fm_mm last = { .w = e->shared_down, .x = g, .ldx = wide, .up = u, .out = out, .ldo = d, .n = n, .add = true };
   return fm_cuda_matmul(c, &last, 1);
 }

@@ -32,7 +32,8 @@ template <int F8> __device__ __forceinline__ uint16_t fm_half_bits(float v) {
   return F8 ? __half_as_ushort(__float2half_rn(v)) : __bfloat16_as_ushort(__float2bfloat16_rn(v));
 }
 
-/* What products take in: row i of x, times norm's weights or as silu(x) * up. The factor of RMSNorm is left to the answers. */
+/* What products take in: row i of x, times norm's weights, or silu(x) * up in bf16, beside f8 weights too, as experts take it (moe.cu):
+   ranks make a shared expert by products of its own. The factor of RMSNorm is left to the answers. */
 struct fm_source { const float *x, *norm, *up; int64_t ldx; float eps; int n, cols; };
 
 /* N values of a row from column i on, STEP apart; raw: without norm and up. All are asked for before the first is used. */
@@ -46,7 +47,7 @@ template <int N, int STEP> __device__ __forceinline__ void fm_source_take(float 
     b[u] = c >= s.cols ? 0.0f : s.norm ? s.norm[c] : up ? up[c] : 1.0f;
   }
 #pragma unroll
-  for (int u = 0; u < N; u++) v[u] = (up ? fm_silu(raw[u]) : raw[u]) * b[u];
+  for (int u = 0; u < N; u++) v[u] = up ? __bfloat162float(__float2bfloat16_rn(fm_silu(raw[u]) * b[u])) : raw[u] * b[u];
 }
 
 /* Row `row` of s in 16 bits; returns what its answers are to be multiplied by. By a block of 256. */

@@ -631,8 +631,48 @@ static fm_mat *stack(weight *all, int64_t n, bool dev) {
   return m;
 }
 
+/* As ranks make it, to the same bits: each half of the experts answers, slots are added in their order, the shared expert is products of
+   its own. before (n, hidden): what they are added to; dx, did: on the device. */
+static float *run_spread(const fm_experts *e, const float *before, const float *dx, const int32_t *did, const float *w, int64_t n) {
+  int64_t d = e->hidden_size, k = e->top_k, slots = n * k, size = fm_answers_size(slots, d), wide = e->shared_gate ? e->shared_gate->rows : 0;
+  float *sum = need((size_t)(n * d) * 4), *gate, *second;
+  memset(sum, 0, (size_t)(n * d) * 4);
+  int32_t *id = (int32_t *)(void *)down((const float *)(const void *)did, slots), *place[2];
+  float *answers[2];
+  for (int r = 0; r < 2; r++) {
+    int64_t first = r ? e->n_experts / 2 : 0;
+    fm_experts mine = *e;
+    mine.n_experts = r ? e->n_experts - first : e->n_experts / 2;
+    mine.gate += first, mine.up += first, mine.down += first;
+    mine.shared_gate = mine.shared_up = mine.shared_down = NULL, mine.choose = NULL;
+    float *nothing = poison(size / 4), *at = upf(nothing, size / 4);
+    RUN(&gpu, gpu.ops->experts_of(&gpu, at, dx, did, first, &mine, n));
+    answers[r] = down(at, size / 4), place[r] = (int32_t *)(void *)answers[r];
+    free(nothing);
+  }
+  for (int64_t s = 0; s < slots; s++) {
+    int r = id[s] >= e->n_experts / 2;
+    const float *y = (const float *)(const void *)((char *)answers[r] + fm_answers_at(slots)) + place[r][s] * d;
+    for (int64_t i = 0; i < d; i++) sum[s / k * d + i] = fmaf(w[s], y[i], sum[s / k * d + i]);
+  }
+  for (int64_t i = 0; i < n * d; i++) sum[i] += before[i];
+  float *to = upf(sum, n * d);
+  if (wide) {
+    float *room = need((size_t)(n * wide) * 4);
+    gate = upf(room, n * wide), second = upf(room, n * wide);
+    fm_mm in[2] = { { .w = e->shared_gate, .x = dx, .ldx = d, .norm = e->norm, .eps = e->eps, .out = gate, .ldo = wide, .n = n },
+                    { .w = e->shared_up, .x = dx, .ldx = d, .norm = e->norm, .eps = e->eps, .out = second, .ldo = wide, .n = n } };
+    fm_mm last = { .w = e->shared_down, .x = gate, .ldx = wide, .up = second, .out = to, .ldo = d, .n = n, .add = true };
+    RUN(&gpu, fm_op_matmul(&gpu, in, 2));
+    RUN(&gpu, fm_op_matmul(&gpu, &last, 1));
+    free(room);
+  }
+  free(sum), free(id), free(answers[0]), free(answers[1]);
+  return down(to, n * d);
+}
+
 /* choose: by the call itself, from logits; else ids stand there, all rows' the same when skew. */
-static double run_experts(int64_t n, int64_t n_exp, int64_t k, int64_t d, int64_t m, int64_t wide, fm_dtype t, int skew, bool choose, bool *alone) {
+static double run_experts(int64_t n, int64_t n_exp, int64_t k, int64_t d, int64_t m, int64_t wide, fm_dtype t, int skew, bool choose, bool *alone, bool *spread) {
   weight g = new_weight(n_exp * m, d, t), u = new_weight(n_exp * m, d, t), o = new_weight(n_exp * d, m, t);
   weight sg = new_weight(wide ? wide : 1, d, t), su = new_weight(wide ? wide : 1, d, t), so = new_weight(d, wide ? wide : 16, t);
   float *x = floats(n * d), *nw = floats(d), *w = floats(n * k), *out = floats(n * d);
@@ -673,7 +713,9 @@ static double run_experts(int64_t n, int64_t n_exp, int64_t k, int64_t d, int64_
   }
   float *got = down(dout, n * d), *single = down(done, n * d);
   if (memcmp(got, single, (size_t)(n * d) * 4) != 0) *alone = false;
-  free(logits), free(before);
+  float *weights = down(dw, n * k), *ranks = run_spread(&b, before, dx, did, weights, n);
+  *spread = memcmp(got, ranks, (size_t)(n * d) * 4) == 0;
+  free(logits), free(before), free(weights), free(ranks);
   double off = memcmp(chosen, id, (size_t)(n * k) * 4) == 0 ? distance(got, out, n * d) : INFINITY;
   free(chosen);
   free((void *)(uintptr_t)a.gate), free((void *)(uintptr_t)a.up), free((void *)(uintptr_t)a.down);
@@ -700,14 +742,15 @@ static void test_experts(void) {
     { "experts bf16, 300 rows, wide", 300, 8, 3, 1024, 648, 264, FM_BF16, FM_BF16, 0 } };
   for (int role = 0; role < 2; role++)
     for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
-      bool alone = true, choose = !c[i].skew && (i + (size_t)role) % 2 == 0;
+      bool alone = true, spread = true, choose = !c[i].skew && (i + (size_t)role) % 2 == 0;
       gpu.arithmetic = c[i].arithmetic;
       gpu.generated = role == 1;
       // f8 arithmetic of prompts rounds activations to four bits: 2^-5 a product, some of it in each of three
       double tol = c[i].arithmetic == FM_F32 ? F32_TOL : c[i].arithmetic == FM_F8_E4M3 && role == 0 ? 0.06 : BF16_TOL;
-      double off = run_experts(c[i].n, c[i].n_exp, c[i].k, c[i].d, c[i].m, c[i].wide, c[i].t, c[i].skew, choose, &alone);
+      double off = run_experts(c[i].n, c[i].n_exp, c[i].k, c[i].d, c[i].m, c[i].wide, c[i].t, c[i].skew, choose, &alone, &spread);
       check(off < tol, c[i].name, off);
       check(alone, "... the same bits alone and in parts", 0);
+      check(spread, "... and spread over ranks", 0);
     }
 }
 
