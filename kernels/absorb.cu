@@ -26,6 +26,7 @@ __device__ __forceinline__ uint32_t beside(const uint4 &a, const uint4 &b, int i
 
 /* ---- absorb ---- */
 
+constexpr int SOON_PAGES = 128;          /* the most pages that absorb asks for ahead */
 constexpr int RED = 128 + 4;             /* +4: rows of sums start in different banks */
 
 /* The rotary part of head h: the query's, turned if it is not yet. */
@@ -63,6 +64,15 @@ __device__ void store_fresh(const attn &a, float *made) {
   for (; row < a.fresh.n; row += gridDim.x * gridDim.z, look()) fm_latent_store(to, made, a.fresh, a.k, row, a.fresh.turn.pos[row]);
 }
 
+/* Asks the second-level cache for the pages of the only row's span: those who read them have other things to wait for. */
+__device__ __forceinline__ void pages_soon(const attn &a) {
+  const fm_span &s = a.s.span[0];
+  int first = (int)(s.first_key / FM_PAGE), lines = FM_PAGE * a.k.pitch / 128, n = min((int)(s.index / FM_PAGE) + 1 - first, SOON_PAGES) * lines;
+  const int32_t *pages = (const int32_t *)((const char *)s.pages + a.s.delta) + first;
+  for (int i = (blockIdx.y * gridDim.x + blockIdx.x) * 256 + threadIdx.x; i < n; i += gridDim.x * (a.rank / 128) * 256)
+    asm volatile("prefetch.global.L2 [%0];" :: "l"(a.k.base + pages[i / lines] * a.k.page_stride + i % lines * 128));
+}
+
 /* W_UK stands by rows of nope, so its columns are this product's rows: lane 4 g + t reads eight neighbours, 8 g .. 8 g + 7 (and
    64 further), of four rows of nope; column i of the eight is row g of tile i. */
 template <int F8> __global__ void __launch_bounds__(256) absorb_kernel(attn a) {
@@ -80,6 +90,7 @@ template <int F8> __global__ void __launch_bounds__(256) absorb_kernel(attn a) {
       raw[k][x] = fm_raw8<F8>(a.kv_b.data + ((r0 + k / 2 * 8 + k % 2) * a.rank + blockIdx.y * 128 + x * 64 + g * 8) * (F8 ? 1 : 2));
   if (F8) scale = a.kv_b.scale[r0 / 128 * a.kv_b.across + blockIdx.y];
   fm_go_on();
+  if (a.n == 1 && a.s.n == 1) pages_soon(a);
   fm_wait();
 #pragma unroll
   for (int k = 0; k < 4; k++)
