@@ -58,8 +58,8 @@ describe("threads", function()
       if id ~= pid and allowed == "0" then pinned = pinned + 1 end
     end
     assert.equal(1, pinned)
-    local none, refused = fathom.load(fathom.pocket, { cpus = "999", ctx = 64 })
-    assert.is_nil(none)
+    local away, refused = fathom.load(fathom.pocket, { cpus = "999", ctx = 64 })
+    assert.is_nil(away)
     assert.matches("may not run there", refused.message)
     local alone <close> = assert(fathom.load(fathom.pocket, { cpus = "0", ctx = 64 }))
     assert.equal(1, alone:stats().threads)

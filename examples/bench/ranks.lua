@@ -115,12 +115,12 @@ end
 
 local all = measure(list, { [form] = #list })
 if alone then
-  print(("%s: %d ranks by %s, loaded in %.1f s; a prompt of %d: %.0f tokens/s"):format(dir, all.ranks, form, all.load_s, long,
-        all.prompt))
+  print(("%s: %d ranks by %s, loaded in %.1f s; a prompt of %d: %.0f tokens/s"):format(dir, all.ranks, form, all.load_s,
+        long, all.prompt))
   for i, what in ipairs { { 1, all.one }, { n_many, all.many } } do
     local ms = what[1] / what[2] * 1e3
-    print(("  decoding %3d: %7.2f ms a step, %8.1f tokens/s; reads %.2f GB, %.0f GB/s a rank"):format(what[1], ms, what[2], all.read[i] / 1e9,
-          all.read[i] / ms / 1e6 / all.ranks))
+    print(("  decoding %3d: %7.2f ms a step, %8.1f tokens/s; reads %.2f GB, %.0f GB/s a rank"):format(what[1], ms, what[2],
+          all.read[i] / 1e9, all.read[i] / ms / 1e6 / all.ranks))
   end
   return
 end
