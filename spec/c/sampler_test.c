@@ -197,7 +197,10 @@ static void test_mask(void) {
   o.n_logit_bias = 4;
   o.temperature = 1;
   d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3, 0 }, &mask, false);
-  check(d.id >= 0 && mask >> d.id & 1, "nothing outside the mask is drawn, even where its ids are forbidden");
+  check(d.id == -1, "nothing is drawn where all of the mask's ids are forbidden");
+  o.n_logit_bias = 3;
+  d = fm_sampler_draw(sampler, &o, logits, (fm_history){ none, 3, 3, 0 }, &mask, false);
+  check(d.id == 39, "the only one that is left is drawn");
   o.n_logit_bias = 0;
   o.repeat_penalty = 1.3f;
   int32_t seen[] = { 9, 7, 30 };

@@ -115,6 +115,12 @@ static void apart_copy(fm_device *dev, void *dst, const void *src, int64_t size)
   unlock((apart *)dev, false);
 }
 
+static void apart_clear(fm_device *dev, void *dst, int64_t size) {
+  unlock((apart *)dev, true);
+  memset(dst, 0, (size_t)size);
+  unlock((apart *)dev, false);
+}
+
 static void apart_enter(fm_device *dev) { fm_cpu_backend()->enter(((apart *)dev)->cpu); }
 static void apart_leave(fm_device *dev) { fm_cpu_backend()->leave(((apart *)dev)->cpu); }
 
@@ -203,7 +209,7 @@ static const fm_backend *table(void) {
     .abi = FM_BACKEND_ABI, .name = "apart", .arithmetic = 1u << FM_F32,
     .cache_dtypes = 1u << FM_F32 | 1u << FM_BF16 | 1u << FM_F8_E4M3, .chunk = 512,
     .open = apart_open, .close = apart_close, .memory = apart_memory, .info = apart_info,
-    .alloc = apart_alloc, .release = apart_release, .copy = apart_copy, .enter = apart_enter, .leave = apart_leave,
+    .alloc = apart_alloc, .release = apart_release, .copy = apart_copy, .clear = apart_clear, .enter = apart_enter, .leave = apart_leave,
     .upload = transfer, .download = transfer, .stage = apart_stage, .send = apart_send, .record = apart_record,
     .play = apart_play, .embed = embed, .rms_norm = rms_norm, .matmul = matmul, .rope = rope, .cache_store = cache_store, .turn = turn,
     .mla_store = mla_store, .mla_prompt = mla_prompt, .mla_decode = mla_decode, .gqa = gqa, .route = route,
