@@ -42,7 +42,7 @@ function data.find(name)
   if sets[name] then return true end
   local names = {}
   for other in pairs(sets) do names[#names + 1] = other end
-  return false, options.nearest(name, names)
+  return false, (options.nearest(name, names))
 end
 
 return setmetatable(data, { __index = function(_, name)
